@@ -44,3 +44,66 @@ def scaled_dot_product_attention(
         scores = scores + bias
     weights = scores.softmax(dim=-1)  # each row sums to 1
     return weights @ v, weights
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """Self-attention over N tokens by h heads side by side.
+
+    Each head compares all pairs of tokens: time grows as N^2, and so does
+    memory wherever the weights are stored.
+
+    Args:
+        dim: Token width D, in features. A multiple of num_heads.
+        num_heads: Number of heads h, each on d = D / h features.
+        qkv_bias: Learn a bias for q, k and v, as ViT, DeiT and Swin do.
+
+    Shape:
+        x: (B, N, D), bias: broadcasts to (B, h, N, N) -> (B, N, D). With
+        return_weights also the weights, (B, h, N, N)
+
+    Raises:
+        ValueError: dim is no multiple of num_heads, or x is not (B, N, D).
+
+    Source: Dosovitskiy et al. 2021, equations 5-8,
+    https://arxiv.org/abs/2010.11929. Parameter names are timm's.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, qkv_bias: bool = True
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim < 1 or dim % num_heads:
+            raise ValueError(
+                f"dim must be a positive multiple of num_heads, got dim={dim} "
+                f"and num_heads={num_heads}"
+            )
+        self.dim = dim
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if x.ndim != 3 or x.shape[2] != self.dim:
+            raise ValueError(
+                f"x must be (B, N, {self.dim}), got {tuple(x.shape)}"
+            )
+        q, k, v = rearrange(
+            self.qkv(x),
+            "b n (three h d) -> three b h n d",
+            three=3,
+            h=self.num_heads,
+        )
+        # The fused kernel does not store the weights. For a short sequence
+        # on a CPU the plain form is faster (benchmarks/attention.py).
+        if return_weights or (x.shape[1] < 196 and not x.is_cuda):
+            out, weights = scaled_dot_product_attention(q, k, v, bias)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = self.proj(rearrange(out, "b h n d -> b n (h d)"))
+        return (out, weights) if return_weights else out

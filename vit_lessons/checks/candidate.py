@@ -1,0 +1,96 @@
+"""Look at a candidate before it is run: is it there, can it be called?"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Refusal(Exception):
+    """The candidate cannot be run; the text says why, in one sentence."""
+
+
+def is_empty(function: object) -> bool:
+    """Is this a stub: pass, ... or raise NotImplementedError?"""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    return (
+        {"NotImplementedError", "super", "__init__"}.issuperset(code.co_names)
+        and code.co_nlocals == code.co_argcount + code.co_kwonlyargcount
+        and all(
+            constant in (None, ...) or isinstance(constant, str)
+            for constant in code.co_consts
+        )
+        and not any(
+            step.opname.startswith("LOAD_FAST") and step.argval != "self"
+            for step in dis.get_instructions(code)
+        )
+    )
+
+
+def is_empty_class(candidate: type) -> bool:
+    """Are all methods of this class stubs?"""
+    methods = filter(inspect.isfunction, vars(candidate).values())
+    return all(is_empty(method) for method in methods)
+
+
+def kind(thing: object) -> str:
+    """What a thing is, in words for a report."""
+    if isinstance(thing, tuple | list):
+        if len(thing) == 2 and all(isinstance(t, Tensor) for t in thing):
+            return "the pair (output, weights)"
+        return f"a {type(thing).__name__} of {len(thing)}"
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    if isinstance(thing, Tensor):
+        return "a tensor"
+    return f"a value of type {type(thing).__name__}"
+
+
+def accepts(function: Callable, *args: Any, **kwargs: Any) -> bool:
+    """Can the function be called with these arguments?"""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions have no signature
+        return True
+    return True
+
+
+def arguments(function: Callable) -> str:
+    """Names and defaults of a function's arguments, for a report."""
+    parameters = inspect.signature(function).parameters.values()
+    return ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
+
+
+def inspect_parameters(module: nn.Module, reference: nn.Module) -> None:
+    """Refuse a module whose parameters have other names or shapes."""
+    expected, got = (
+        {name: tuple(p.shape) for name, p in m.state_dict().items()}
+        for m in (reference, module)
+    )
+    if expected.keys() != got.keys():
+        missing = ", ".join(n for n in expected if n not in got) or "none"
+        extra = ", ".join(n for n in got if n not in expected) or "none"
+        raise Refusal(
+            f"The parameters must be named {', '.join(expected)}, as in "
+            f"published weights; missing: {missing}; not expected: {extra}."
+        )
+    for name, shape in expected.items():
+        if got[name] != shape:
+            layer = reference.get_submodule(name.rpartition(".")[0])
+            raise Refusal(
+                f"The parameter {name} must have shape {shape}, and yours has "
+                f"{got[name]}: use each argument of the constructor, and store "
+                f"it as nn.{type(layer).__name__} does, as in published "
+                f"weights."
+            )
+    learned = dict(module.named_parameters())
+    if fixed := [n for n in expected if n not in learned]:
+        raise Refusal(f"{fixed[0]} cannot learn: make it an nn.Parameter.")

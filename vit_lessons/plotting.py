@@ -123,7 +123,10 @@ def show_patches(
     ax.set_yticklabels(firsts)
     ax.set_xticks([gap + p2 / 2 + i * (p2 + gap) for i in range(columns)])
     ax.set_xticklabels([f"+{i}" for i in range(columns)])
-    ax.set(xlabel="patch number", ylabel="patch number")
+    ax.set(
+        xlabel="patches to the right of the first one",
+        ylabel="number of the first patch in the row",
+    )
     return ax
 
 

@@ -60,7 +60,7 @@ def show_image(image: Tensor, *, ax: Axes | None = None) -> Axes:
             f"image must be (1, H, W) or (3, H, W), got {tuple(image.shape)}"
         )
     ax = ax or plt.figure().add_subplot()
-    pixels = image.detach().cpu().permute(1, 2, 0)  # (H, W, C)
+    pixels = image.permute(1, 2, 0).numpy(force=True)  # (H, W, C)
     ax.imshow(pixels, cmap="gray", vmin=0, vmax=1)
     ax.set(xlabel="column (pixels)", ylabel="row (pixels)")
     return ax
@@ -117,7 +117,7 @@ def show_patches(
     gap = max(1, p1 // 4)
     ax = ax or plt.figure().add_subplot()
     sheet = make_grid(small, nrow=columns, padding=gap, pad_value=1)
-    ax.imshow(sheet.detach().cpu().permute(1, 2, 0), vmin=0, vmax=1)
+    ax.imshow(sheet.permute(1, 2, 0).numpy(force=True), vmin=0, vmax=1)
     firsts = range(0, len(patches), columns)
     ax.set_yticks([gap + p1 / 2 + i * (p1 + gap) for i in range(len(firsts))])
     ax.set_yticklabels(firsts)
@@ -161,7 +161,7 @@ def show_attention(
     height, width = image.shape[1:]
     ax = show_image(image.mean(0, keepdim=True), ax=ax)
     heat = ax.imshow(
-        weights.detach().cpu(),
+        weights.numpy(force=True),
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         cmap="inferno",
         alpha=0.55,

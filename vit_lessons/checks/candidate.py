@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import dis
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+
+STUB_NAMES = (
+    "NotImplemented",
+    "NotImplementedError",
+    "super",
+    "nn",
+    "Module",
+    "__init__",
+)
+PLAIN = nn.Module.__mro__
 
 
 class Refusal(Exception):
     """The candidate cannot be run; the text says why, in one sentence."""
 
 
-def is_empty(function: object) -> bool:
-    """Is this a stub: pass, ... or raise NotImplementedError?"""
+def is_empty(function: object, name: str = "") -> bool:
+    """Is this a stub: pass, ... or raise NotImplementedError?
+
+    Args:
+        function: A function, or anything else, which is no stub.
+        name: Name of its class. super().__init__() alone is a stub too.
+    """
     code = getattr(function, "__code__", None)
     if code is None:
         return False
+    flags = (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS)
+    stars = sum(bool(code.co_flags & flag) for flag in flags)
     return (
-        {"NotImplementedError", "super", "__init__"}.issuperset(code.co_names)
-        and code.co_nlocals == code.co_argcount + code.co_kwonlyargcount
+        {name, *STUB_NAMES}.issuperset(code.co_names)
+        and code.co_nlocals
+        == code.co_argcount + code.co_kwonlyargcount + stars
         and all(
             constant in (None, ...) or isinstance(constant, str)
             for constant in code.co_consts
@@ -34,16 +53,17 @@ def is_empty(function: object) -> bool:
 
 
 def is_empty_class(candidate: type) -> bool:
-    """Are all methods of this class stubs?"""
-    methods = filter(inspect.isfunction, vars(candidate).values())
-    return all(is_empty(method) for method in methods)
+    """Are all methods that a class adds to nn.Module stubs?"""
+    bases = [base for base in candidate.__mro__ if base not in PLAIN]
+    methods = [m for base in bases for m in vars(base).values() if callable(m)]
+    return all(is_empty(method, candidate.__name__) for method in methods)
 
 
 def kind(thing: object) -> str:
     """What a thing is, in words for a report."""
     if isinstance(thing, tuple | list):
         if len(thing) == 2 and all(isinstance(t, Tensor) for t in thing):
-            return "the pair (output, weights)"
+            return "a pair of tensors"
         return f"a {type(thing).__name__} of {len(thing)}"
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
@@ -66,7 +86,8 @@ def accepts(function: Callable, *args: Any, **kwargs: Any) -> bool:
 def arguments(function: Callable) -> str:
     """Names and defaults of a function's arguments, for a report."""
     parameters = inspect.signature(function).parameters.values()
-    return ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
+    text = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def inspect_parameters(module: nn.Module, reference: nn.Module) -> None:

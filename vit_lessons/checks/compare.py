@@ -1,29 +1,83 @@
-"""Compare what a candidate returns with what it should return."""
+"""Run a candidate, and compare what it returns with what it should return."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from vit_lessons.checks.candidate import kind
+from vit_lessons.checks.candidate import Refusal, kind
 
 
-def attempt(function: Callable[..., Any], *args: Any) -> Any:
+@contextmanager
+def _settings() -> Iterator[None]:
+    """The same global settings for each call; the reader's own afterwards."""
+    dtype = torch.get_default_dtype()
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        torch.device("cpu"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        torch.default_generator.manual_seed(0)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function; an exception is a result like any other."""
     try:
-        return function(*args)
+        with _settings():
+            return function(*args, **kwargs)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: an answer, no traceback
         return error
 
 
+class NoDropout(TorchFunctionMode):
+    """While it is on, dropout returns its input."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if "dropout" in getattr(function, "__name__", ""):
+            return args[0]
+        if "dropout_p" in kwargs:  # the fused attention kernel
+            kwargs["dropout_p"] = 0.0
+        return function(*args, **kwargs)
+
+
 def clone(value: Any) -> Any:
     """A copy that shares no memory with the value."""
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def reverse(value: Any) -> Any:
+    """The same numbers in other places."""
+    if isinstance(value, Tensor):
+        return value.flip(tuple(range(value.ndim)))
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a result: one, or those of a pair."""
+    parts = value if isinstance(value, tuple | list) else [value]
+    return [part for part in parts if isinstance(part, Tensor)]
 
 
 def difference(expected: Tensor, got: Tensor) -> str | None:
@@ -34,10 +88,15 @@ def difference(expected: Tensor, got: Tensor) -> str | None:
     if got.is_complex() or got.layout != torch.strided:
         return f"expected {expected.dtype}, got {got.dtype}, {got.layout}"
     # Sums in float32 differ by about 1e-6 when the order differs.
-    got = got.detach().to(expected)
-    if torch.allclose(expected, got, rtol=1e-4, atol=1e-5):
-        return None
-    return f"largest difference {(expected - got).abs().max().item():.2g}"
+    numbers = got.detach().to(expected)
+    if numbers.isnan().any():
+        return "the result holds NaN, which is not a number"
+    if not torch.allclose(expected, numbers, rtol=1e-4, atol=1e-5):
+        largest = (expected - numbers).abs().max().item()
+        return f"largest difference {largest:.2g}"
+    if got.dtype != expected.dtype:
+        return f"the numbers are right, but the dtype is {got.dtype}"
+    return None
 
 
 def same(expected: Any, got: Any) -> bool:
@@ -55,27 +114,45 @@ def compare(expected: Any, got: Any) -> tuple[str | None, str | None]:
         return _compare_error(got)
     if got is None:
         return "got None", "The return line is missing: your code returns None."
+    want, names = "a tensor", [""]
+    if not isinstance(expected, Tensor):
+        want, names = "the pair (output, weights)", ["output: ", "weights: "]
     if kind(expected) != kind(got):
-        return (
-            f"expected {kind(expected)}, got {kind(got)}",
-            f"Your code must return {kind(expected)}, not {kind(got)}.",
-        )
-    if isinstance(expected, Tensor):
-        return difference(expected, got), None
+        cause = f"Your code must return {want}, not {kind(got)}."
+        return f"expected {want}, got {kind(got)}", cause
     for name, want, have in zip(
-        ("output", "weights"), expected, got, strict=True
+        names, tensors(expected), tensors(got), strict=True
     ):
-        if problem := difference(want, have):
-            return f"{name}: {problem}", None
+        problem = attempt(difference, want, have)
+        if isinstance(problem, BaseException):  # no numbers: on "meta", nested
+            return f"{name}cannot be compared: {first_line(problem)}", None
+        if problem:
+            return f"{name}{problem}", _dtype_cause(problem)
     return None, None
 
 
+def _dtype_cause(problem: str) -> str | None:
+    if problem.startswith("the numbers are right"):
+        return "The numbers are right, but not their dtype: keep the input's."
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _compare_error(error: BaseException) -> tuple[str, str | None]:
-    first_line = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, Refusal):
+        return str(error), None
     cause = None
     if "view size is not compatible" in str(error):
         cause = (
-            "After permute or transpose, view cannot read the memory in the "
-            "new order: use reshape."
+            "view needs axes that are in order in memory, and permute, "
+            "transpose and chunk change that order. Check the order of your "
+            "axes, then use reshape."
         )
-    return f"raised {type(error).__name__}: {first_line}", cause
+    elif isinstance(error, NotImplementedError) and not str(error):
+        cause = "A part of your code still raises NotImplementedError."
+    return f"raised {first_line(error)}", cause

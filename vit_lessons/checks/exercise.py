@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,34 @@ from vit_lessons.checks.candidate import (
     kind,
 )
 from vit_lessons.checks.catalogue import WrongForm
-from vit_lessons.checks.compare import attempt, clone, compare, same
+from vit_lessons.checks.compare import (
+    NoDropout,
+    attempt,
+    clone,
+    compare,
+    first_line,
+    reverse,
+    same,
+    tensors,
+)
+
+IN_PLACE = (
+    "Your code changes its input in place: make a new tensor, x = x + y, not "
+    "x += y."
+)
+STATE = (
+    "Your code keeps something from one call to the next: compute everything "
+    "from the arguments of this call."
+)
+DROPOUT = "Dropout is on: it must be 0 unless it is asked for."
+NO_GRADIENT = (
+    "The numbers are right, but gradients do not flow back: avoid .detach(), "
+    ".data, .item(), NumPy and torch.no_grad()."
+)
+IN_PLACE_GRADIENT = (
+    "The numbers are right, but gradients do not flow back through an "
+    "operation in place: make a new tensor, x = x + y, not x += y."
+)
 
 
 @dataclass(frozen=True)
@@ -45,14 +73,13 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     init: dict[str, Any] = field(default_factory=dict)
 
-    def copy(self) -> Case:
-        """The same case with tensors that a candidate may spoil."""
-        kwargs = {name: clone(value) for name, value in self.kwargs.items()}
-        return replace(self, args=tuple(map(clone, self.args)), kwargs=kwargs)
+    def map(self, change: Callable[[Any], Any]) -> Case:
+        """The same case with other arguments of the function or forward."""
+        kwargs = {name: change(value) for name, value in self.kwargs.items()}
+        return replace(self, args=tuple(map(change, self.args)), kwargs=kwargs)
 
     def inputs(self) -> list[Tensor]:
-        values = [*self.args, *self.kwargs.values()]
-        return [value for value in values if isinstance(value, Tensor)]
+        return tensors([*self.args, *self.kwargs.values()])
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,15 @@ class Outcome:
     problem: str | None = None
     cause: str | None = None
     skipped: str | None = None
+
+    def is_readable(self) -> bool:
+        """Does the result show which wrong form the candidate is?"""
+        return not (
+            isinstance(self.expected, Exception)
+            or isinstance(self.got, BaseException)
+            or self.cause
+            or any(x.isnan().any() for x in tensors(self.got))
+        )
 
 
 @dataclass(frozen=True)
@@ -106,72 +142,94 @@ class Exercise:
         """Why a case is left out for this candidate, or None."""
         return None
 
-    def call(self, candidate: Any, case: Case) -> Any:
-        return candidate(*case.args)
+    def ready(self, candidate: Any, case: Case) -> Callable[..., Any]:
+        """What to call with the arguments of this case."""
+        return candidate
 
-    def call_wrong(self, form: Callable[..., Any], case: Case) -> Any:
-        return self.call(form, case)
+    def ready_wrong(self, form: Callable[..., Any], case: Case) -> Callable:
+        """The same for a wrong form of the catalogue."""
+        return form
+
+    def call(self, candidate: Any, *cases: Case) -> list[Any]:
+        """Make the candidate ready once, then call it in each case."""
+        function = attempt(self.ready, candidate, cases[0])
+        if isinstance(function, BaseException):
+            return [function] * len(cases)
+        return [attempt(function, *c.args, **c.kwargs) for c in cases]
 
     def run(self, candidate: Any, case: Case) -> Outcome:
-        """Run one case and compare with the reference."""
+        """Call the candidate twice and compare with the reference."""
         if skipped := self.missing(candidate, case):
             return Outcome(case, skipped=skipped)
-        expected = attempt(self.call, self.reference, case.copy())
-        given = case.copy()
-        got = attempt(self.call, candidate, given)
-        if all(map(same, case.inputs(), given.inputs())):
-            return Outcome(case, expected, got, *compare(expected, got))
-        cause = (
-            "Your code changes its input in place: make a new tensor, "
-            "x = x + y, not x += y."
-        )
-        return Outcome(case, expected, got, "the input has changed", cause)
+        again = case.map(reverse)
+        expected, expected_again = self.call(self.reference, case, again)
+        given = case.map(clone)
+        got, got_again = self.call(candidate, given, again)
+        problem, cause = compare(expected, got)
+        if not all(map(same, case.inputs(), given.inputs())):
+            problem, cause = "the input has changed", IN_PLACE
+        elif not problem and not same(expected_again, got_again):
+            problem, cause = "right in one call, wrong in the next", STATE
+        return Outcome(case, expected, got, problem, cause)
 
     def diagnose(self, candidate: Any, outcomes: list[Outcome]) -> str | None:
         """The likely mistake in one sentence, or None."""
         ran = [outcome for outcome in outcomes if not outcome.skipped]
         failed = [outcome for outcome in ran if outcome.problem]
-        for outcome in failed:
-            if outcome.cause:
-                return outcome.cause
-        for wrong in self.wrong_forms():
-            if self._explains(wrong, ran):
-                return wrong.cause
-        return failed[0].case.cause
+        if failed[0].cause:
+            return failed[0].cause
+        if self._is_right_without_dropout(candidate, ran):
+            return DROPOUT
+        causes = [self._recognize(ran), failed[0].case.cause]
+        causes += [outcome.cause for outcome in failed]
+        return next(filter(None, causes), None)
 
-    def _explains(self, wrong: WrongForm, outcomes: list[Outcome]) -> bool:
-        """Does the wrong form return all that the candidate returned?"""
-        compared = [
-            outcome
-            for outcome in outcomes
-            if not isinstance(outcome.expected, Exception)
-            and not isinstance(outcome.got, BaseException)
-        ]
-        return any(outcome.problem for outcome in compared) and all(
-            same(
-                attempt(self.call_wrong, wrong.form, outcome.case.copy()),
-                outcome.got,
+    def _is_right_without_dropout(
+        self, candidate: Any, outcomes: list[Outcome]
+    ) -> bool:
+        with NoDropout():
+            return all(
+                same(o.expected, *self.call(candidate, o.case.map(clone)))
+                for o in outcomes
             )
-            for outcome in compared
-        )
+
+    def _recognize(self, outcomes: list[Outcome]) -> str | None:
+        """The cause of the wrong form that returns all that was returned."""
+        readable = [outcome for outcome in outcomes if outcome.is_readable()]
+        if not any(outcome.problem for outcome in readable):
+            return None
+        # The failed cases first: they tell the wrong forms apart.
+        readable.sort(key=lambda outcome: not outcome.problem)
+        for wrong in self.wrong_forms():
+            if all(
+                same(*self.call_wrong(wrong, o.case), o.got) for o in readable
+            ):
+                return wrong.cause
+        return None
 
     def gradient_problem(self, candidate: Any) -> str | None:
         """Compare the gradients in the fullest case that was run."""
-        case = [
-            case for case in self.cases if not self.missing(candidate, case)
-        ][-1]
-        expected = self.gradients(self.reference, case.copy())
-        got = attempt(self.gradients, candidate, case.copy())
-        if isinstance(got, BaseException) or not all(map(same, expected, got)):
-            return (
-                "The numbers are right, but gradients do not flow back: avoid "
-                ".detach(), .data, .item(), NumPy and torch.no_grad()."
-            )
-        return None
+        case = [c for c in self.cases if not self.missing(candidate, c)][-1]
+        expected = attempt(self.gradients, self.reference, case)
+        got = attempt(self.gradients, candidate, case)
+        if isinstance(got, BaseException):
+            is_in_place = "inplace" in str(got)
+            return IN_PLACE_GRADIENT if is_in_place else NO_GRADIENT
+        return None if all(map(same, expected, got)) else NO_GRADIENT
 
     def gradients(self, candidate: Any, case: Case) -> list[Tensor]:
-        leaves = _leaves(case)
-        return _gradients(self.call(candidate, case), leaves)
+        """Gradients of a sum in which no element weighs the same."""
+        function, case = self.ready(candidate, case), case.map(clone)
+        leaves = [x for x in case.inputs() if x.is_floating_point()]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        if isinstance(function, nn.Module):
+            leaves += [p for _, p in sorted(function.named_parameters())]
+        outputs = tensors(function(*case.args, **case.kwargs))
+        loss = sum(
+            (x * torch.arange(x.numel()).view_as(x).sin()).sum()
+            for x in outputs
+        )
+        return list(torch.autograd.grad(loss, leaves))
 
 
 @dataclass(frozen=True)
@@ -196,21 +254,26 @@ class ModuleExercise(Exercise):
                 f"check needs your class itself, a subclass of nn.Module, and "
                 f"got {kind(candidate)}."
             )
-        init = self.cases[0].init
-        if not accepts(candidate, **init):
+        case = self.cases[0]
+        if not accepts(candidate, **case.init):
             raise Refusal(
                 f"The constructor must take ({arguments(self.reference)}), "
                 f"and yours takes ({arguments(candidate)})."
             )
-        for case in self.cases:
-            if self.missing(candidate, case):
-                continue
-            module = attempt(lambda init: candidate(**init), case.init)
-            if isinstance(module, BaseException):
-                raise Refusal(
-                    f"The constructor raised {type(module).__name__}: {module}"
-                )
-            inspect_parameters(module, self.build(case.init))
+        if candidate.forward is nn.Module.forward:
+            raise Refusal("Your class has no method named forward.")
+        if not accepts(candidate.forward, None, *case.args):
+            raise Refusal(
+                f"forward must take ({arguments(self.reference.forward)}), "
+                f"and yours takes ({arguments(candidate.forward)})."
+            )
+        module = attempt(self.ready, candidate, case)
+        if isinstance(module, Refusal):
+            raise module
+        if isinstance(module, BaseException):
+            raise Refusal(
+                f"Your class cannot be built: it raised {first_line(module)}"
+            )
 
     def missing(self, candidate: Any, case: Case) -> str | None:
         """Why a case is left out: an optional argument is not taken."""
@@ -220,69 +283,24 @@ class ModuleExercise(Exercise):
             ):
                 return f"your constructor takes no {name}"
         if not accepts(candidate.forward, None, *case.args, **case.kwargs):
-            names = ", ".join(case.kwargs)
-            return f"your forward takes no {names}" if names else None
+            return f"your forward takes no {', '.join(case.kwargs)}"
         return None
 
-    def build(self, init: dict[str, Any]) -> nn.Module:
+    def build(self, case: Case) -> nn.Module:
         """The package's module with weights that are neither 0 nor tiny."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = self.reference(**init)
-            for parameter in module.parameters():
-                nn.init.normal_(parameter, std=0.5)
+        generator = torch.Generator().manual_seed(0)
+        module = self.reference(**case.init)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
         return module
 
-    def load(self, candidate: type, init: dict[str, Any]) -> nn.Module:
+    def ready(self, candidate: Any, case: Case) -> Callable[..., Any]:
         """The candidate's module with the same weights."""
-        module = candidate(**init)
-        module.load_state_dict(self.build(init).state_dict())
+        reference = self.build(case)
+        module = candidate(**case.init)
+        inspect_parameters(module, reference)
+        module.load_state_dict(reference.state_dict())
         return module
 
-    def call(self, candidate: type, case: Case) -> Any:
-        module = self.load(candidate, case.init)
-        return module(*case.args, **case.kwargs)
-
-    def call_wrong(self, form: Callable[..., Any], case: Case) -> Any:
-        return form(self.build(case.init), *case.args, **case.kwargs)
-
-    def diagnose(self, candidate: Any, outcomes: list[Outcome]) -> str | None:
-        if self._right_in_eval_mode(candidate, outcomes):
-            return (
-                "The numbers are right in eval mode alone: dropout must be 0 "
-                "unless it is asked for."
-            )
-        return super().diagnose(candidate, outcomes)
-
-    def _right_in_eval_mode(
-        self, candidate: type, outcomes: list[Outcome]
-    ) -> bool:
-        def call(case: Case) -> Any:
-            module = self.load(candidate, case.init).eval()
-            return module(*case.args, **case.kwargs)
-
-        return all(
-            same(outcome.expected, attempt(call, outcome.case.copy()))
-            for outcome in outcomes
-            if not outcome.skipped
-        )
-
-    def gradients(self, candidate: type, case: Case) -> list[Tensor]:
-        module, leaves = self.load(candidate, case.init), _leaves(case)
-        parameters = [p for _, p in sorted(module.named_parameters())]
-        output = module(*case.args, **case.kwargs)
-        return _gradients(output, leaves + parameters)
-
-
-def _leaves(case: Case) -> list[Tensor]:
-    floats = [x for x in case.inputs() if x.is_floating_point()]
-    return [x.requires_grad_() for x in floats]
-
-
-def _gradients(output: Any, leaves: list[Tensor]) -> list[Tensor]:
-    """Gradients of a sum in which no element weighs the same as another."""
-    outputs = output if isinstance(output, tuple | list) else (output,)
-    loss = sum(
-        (o * torch.arange(o.numel()).view_as(o).sin()).sum() for o in outputs
-    )
-    return list(torch.autograd.grad(loss, leaves))
+    def ready_wrong(self, form: Callable[..., Any], case: Case) -> Callable:
+        return partial(form, self.build(case))

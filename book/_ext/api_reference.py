@@ -1,0 +1,96 @@
+"""Help autodoc to write the API page from the package's docstrings.
+
+The book is built without torch: autodoc replaces torch, einops and their
+like by stand-ins. This extension puts the package on the path, sets our
+`Shape:` sections as code, and links classes of torch and matplotlib to
+their manuals.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util import inspect
+
+TORCH = "https://docs.pytorch.org/docs/stable/"
+MATPLOTLIB = "https://matplotlib.org/stable/api/"
+MANUALS = {
+    "Tensor": f"{TORCH}tensors.html#torch.Tensor",
+    "Module": f"{TORCH}generated/torch.nn.Module.html",
+    "Axes": f"{MATPLOTLIB}_as_gen/matplotlib.axes.Axes.html",
+    "Figure": f"{MATPLOTLIB}figure_api.html#matplotlib.figure.Figure",
+}
+
+
+def find_package(app: Sphinx, config: Config) -> None:
+    """Let autodoc import the package from the root of the repository."""
+    sys.path.insert(0, str(app.confdir))
+
+
+def set_sections(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    lines: list[str],
+) -> None:
+    """Turn `Shape:` into a block of code and `Source:` into a paragraph."""
+    out: list[str] = []
+    in_shape = False
+    for line in lines:
+        if line == "Shape:":
+            in_shape = True
+            out += [":Shape:", "    .. code-block:: text", ""]
+            continue
+        in_shape = in_shape and (not line or line.startswith(" "))
+        if in_shape:
+            line = f"    {line}"
+        line = re.sub(r"^Source: ", "**Source:** ", line)
+        if chapter := re.fullmatch(r"Chapter: (notebooks/\w+)\.ipynb", line):
+            line = ""
+            if chapter[1] in app.env.found_docs:
+                line = f"From the chapter :doc:`/{chapter[1]}`."
+        out.append(line)
+    lines[:] = out
+
+
+def set_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Show the arguments of a layer, not those of the stand-in above it."""
+    if what != "class" or "__init__" not in vars(obj):
+        return signature, returns
+    init = inspect.signature(vars(obj)["__init__"], bound_method=True)
+    return inspect.stringify_signature(
+        init, show_return_annotation=False, unqualified_typehints=True
+    ), None
+
+
+def link_manual(
+    app: Sphinx, env: object, node: nodes.Element, content: nodes.Element
+) -> nodes.reference | None:
+    """Link a class of torch or matplotlib to its page in the manual."""
+    parts = node.get("reftarget", "").split(".")
+    ours = parts[0] not in ("torch", "nn", "matplotlib", *MANUALS)
+    if ours or parts[-1] not in MANUALS:
+        return None
+    return nodes.reference("", "", content, refuri=MANUALS[parts[-1]])
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("config-inited", find_package)
+    app.connect("autodoc-process-docstring", set_sections, priority=400)
+    app.connect("autodoc-process-signature", set_signature)
+    app.connect("missing-reference", link_manual)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,104 @@
+"""What the book adds to the notebooks, which stay plain Markdown.
+
+Each page notebooks/NN_stem gets two links below its title, to Colab and to
+the module it builds, and the chapter's recall cards at its end. The
+directive `chapter-table` lists the plan of the course (book/chapters.yml)
+and says which chapters can be read today.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from chapter_numbers import chapter_number
+from docutils import nodes
+from repository import repository
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+LINKS = """
+:::{{container}} chapter-links
+[Open in Colab]({colab})
+{module}
+:::
+"""
+CARDS = """
+## Recall cards
+
+Answer in your own words, then turn the card: click it, or press Enter.
+
+```{{recall-cards}} {stem}
+```
+"""
+
+
+def load_plan(root: Path) -> list[dict[str, str]]:
+    """Read the planned chapters: stem, title and question of each."""
+    text = (root / "book" / "chapters.yml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def module_of(stem: str) -> str:
+    """Return the module a chapter builds: 04_attention -> attention."""
+    return stem.split("_", 1)[1]
+
+
+def links(app: Sphinx, stem: str) -> str:
+    """Return the line below the title, in Markdown."""
+    repo = repository(app.config)
+    path = f"vit_lessons/{module_of(stem)}.py"
+    module = ""
+    if Path(app.srcdir, path).is_file():
+        module = f"[{path}]({repo.source(path)})"
+    colab = repo.in_colab(f"notebooks/{stem}.ipynb")
+    return LINKS.format(colab=colab, module=module)
+
+
+def add_to_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Add links and recall cards to a chapter before it is parsed."""
+    if chapter_number(docname) is None:
+        return
+    stem = docname.removeprefix("notebooks/")
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and text.startswith("# "):
+            title, _, rest = text.partition("\n")
+            cell["source"] = f"{title}\n{links(app, stem)}\n{rest}"
+            break
+    if Path(app.srcdir, "book", "recall", f"{stem}.yml").is_file():
+        notebook["cells"].append(
+            {
+                "cell_type": "markdown",
+                "id": "recall-cards",
+                "metadata": {},
+                "source": CARDS.format(stem=stem),
+            }
+        )
+    source[0] = json.dumps(notebook)
+
+
+class ChapterTable(SphinxDirective):
+    """The plan of the course, as a table."""
+
+    def run(self) -> list[nodes.Node]:
+        path = Path(self.env.srcdir, "book", "chapters.yml")
+        self.env.note_dependency(str(path))
+        rows = ["| | Chapter | The question |", "|-:|:-|:-|"]
+        for chapter in load_plan(Path(self.env.srcdir)):
+            docname = f"notebooks/{chapter['stem']}"
+            title = f"{chapter['title']} [being written]{{.soon}}"
+            if docname in self.env.found_docs:
+                title = f"[{chapter['title']}](/{docname}.ipynb)"
+                title += " [available]{.ready}"
+            number = chapter_number(docname)
+            rows.append(f"| {number} | {title} | {chapter['question']} |")
+        return self.parse_text_to_nodes("\n".join(rows))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("chapter-table", ChapterTable)
+    app.connect("source-read", add_to_notebook)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

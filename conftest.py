@@ -1,0 +1,6 @@
+"""For all tests and notebooks, wherever pytest is started."""
+
+import os
+
+os.environ["TQDM_DISABLE"] = "1"  # notebooks store no progress bars
+os.environ["MPLBACKEND"] = "agg"  # tests open no windows

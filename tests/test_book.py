@@ -1,0 +1,444 @@
+"""The built book: numbers, links, and what a browser makes of it."""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "book" / "_ext"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+
+
+def missing(what: str) -> None:
+    """Skip for want of a tool; in CI every tool has to be there."""
+    message = f"{what} is not installed"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def strict_build(out: Path, root: Path = ROOT) -> subprocess.CompletedProcess:
+    command = shutil.which("jupyter-book", path=Path(sys.executable).parent)
+    if command is None:
+        missing("jupyter-book")
+    options = ["-W", "-n", "--keep-going", "--path-output", str(out)]
+    return subprocess.run(
+        [command, "build", str(root), *options], capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("book")
+    done = strict_build(out)
+    assert done.returncode == 0, done.stderr
+    return out / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def soups(book):
+    """Every page of the book; index.html only redirects to the first."""
+    bs4 = pytest.importorskip("bs4")
+    return {
+        path.relative_to(book).as_posix(): bs4.BeautifulSoup(
+            path.read_text(encoding="utf-8"), "html.parser"
+        )
+        for path in sorted(book.rglob("*.html"))
+        if path != book / "index.html" and book / "_static" not in path.parents
+    }
+
+
+@pytest.fixture(scope="session")
+def chapters() -> dict[str, int]:
+    """Pages of the chapters in the table of contents, with file numbers."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    return {
+        f"{file}.html": int(Path(file).name[:2])
+        for file in files
+        if file.startswith("notebooks/")
+    }
+
+
+@pytest.fixture(scope="session")
+def site(book):
+    """Address of the book on a server of our own."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = partial(Quiet, directory=book)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        missing("a browser (Debian: apt-get install chromium)")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=executable, args=["--no-sandbox"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser):
+    context = browser.new_context(reduced_motion="reduce")
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def visits(browser, site, soups):
+    """What a browser reports of each page, light and dark, wide and narrow."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        missing("axe-playwright-python")
+    axe, options = Axe(), {"resultTypes": ["violations"], "preload": False}
+    context = browser.new_context(reduced_motion="reduce")
+    tab = context.new_page()
+    report = {}
+    for name in soups:
+        seen = SimpleNamespace(axe=[], console=[], urls=[], wide=[], modes=[])
+
+        def listen(message, seen=seen):
+            if message.type in ("error", "warning"):
+                seen.console.append(message.text)
+
+        def fail(error, seen=seen):
+            seen.console.append(str(error))
+
+        def request(request, seen=seen):
+            seen.urls.append(request.url)
+
+        listeners = {"console": listen, "pageerror": fail, "request": request}
+        for event, listener in listeners.items():
+            tab.on(event, listener)
+        tab.goto(site + name)
+        for size, (width, height) in SIZES.items():
+            tab.set_viewport_size({"width": width, "height": height})
+            tab.wait_for_timeout(350)  # the theme follows a resize late
+            for mode in ("light", "dark"):
+                tab.emulate_media(color_scheme=mode)
+                tab.wait_for_function(
+                    "m => document.documentElement.dataset.theme === m",
+                    arg=mode,
+                )
+                tab.evaluate("document.fonts.ready")
+                for found in axe.run(tab, options=options).response[
+                    "violations"
+                ]:
+                    targets = [node["target"] for node in found["nodes"]]
+                    seen.axe.append((size, mode, found["id"], targets[:3]))
+            if tab.evaluate("document.documentElement.scrollWidth") > width:
+                seen.wide.append(size)
+        for event, listener in listeners.items():
+            tab.remove_listener(event, listener)
+        report[name] = seen
+    context.close()
+    return report
+
+
+# --- The files --------------------------------------------------------
+
+
+def test_every_key_of_the_configuration_is_known_to_jupyter_book():
+    jupyter_book = pytest.importorskip("jupyter_book")
+    schema = Path(jupyter_book.__file__).with_name("config_schema.json")
+    known = json.loads(schema.read_text(encoding="utf-8"))["properties"]
+    known = {**known, "only_build_toc_files": {}}
+    text = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    assert set(yaml.safe_load(text)) <= set(known)
+
+
+def test_a_configuration_without_a_repository_is_refused():
+    errors = pytest.importorskip("sphinx.errors")
+    from repository import repository
+
+    config = SimpleNamespace(html_theme_options={"repository_url": ""})
+    with pytest.raises(errors.ConfigError, match="repository.url"):
+        repository(config)
+
+
+def test_a_formula_that_cannot_be_read_fails_the_build(tmp_path):
+    pytest.importorskip("py_mini_racer")
+    (tmp_path / "conf.py").write_text(
+        "extensions = ['myst_parser', 'katex_math']\n"
+        "myst_enable_extensions = ['dollarmath']\n"
+    )
+    (tmp_path / "index.md").write_text("# Title\n\nIt is $\\frac{1$ here.\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", tmp_path, tmp_path / "o"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "book" / "_ext")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert re.search(r"index\.md.*bad formula \\frac\{1 ", done.stderr)
+
+
+def test_no_page_loads_a_file_from_another_host(book, soups):
+    places = "[src], link[rel~=stylesheet], link[rel~=preload], link[rel~=icon]"
+    foreign = [
+        (page, tag.get("src") or tag.get("href"))
+        for page, soup in soups.items()
+        for tag in soup.select(places)
+        if re.match(r"(https?:)?//", tag.get("src") or tag.get("href"))
+    ]
+    assert foreign == []
+
+
+def test_no_stylesheet_loads_a_file_from_another_host(book):
+    sheets = (book / "_static").rglob("*.css")
+    pattern = r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']*"
+    assert [
+        (sheet.name, found)
+        for sheet in sheets
+        for found in re.findall(pattern, sheet.read_text(encoding="utf-8"))
+    ] == []
+
+
+def test_the_title_of_a_chapter_has_the_number_of_its_file(soups, chapters):
+    titles = {
+        page: soups[page].select_one("article h1").get_text()
+        for page in chapters
+    }
+    assert {
+        page: int(title.split(".")[0]) for page, title in titles.items()
+    } == (chapters)
+
+
+def test_the_sidebar_has_the_numbers_of_the_files(soups, chapters):
+    for page, soup in soups.items():
+        shown = {}
+        for link in soup.select("nav.bd-docs-nav a"):
+            target = urljoin(page, link["href"].removesuffix("#")) or page
+            if target in chapters:
+                shown[target] = int(link.get_text().strip().split(".")[0])
+        assert shown == chapters, page
+
+
+def test_figures_and_equations_have_the_number_of_the_file(soups, chapters):
+    for page, number in chapters.items():
+        labels = soups[page].select(".caption-number, span.eqno")
+        shown = {
+            re.search(r"\d+(?=\.\d)", label.get_text())[0] for label in labels
+        }
+        assert shown <= {str(number)}, page
+
+
+def test_every_internal_link_leads_somewhere(book, soups):
+    ids = {
+        page: {tag["id"] for tag in soup.select("[id]")}
+        for page, soup in soups.items()
+    }
+    broken = []
+    for page, soup in soups.items():
+        for link in soup.select("a[href]"):
+            address, anchor = urldefrag(link["href"])
+            if urlsplit(address).scheme or not (address or anchor):
+                continue
+            target = unquote(urljoin(page, address)) if address else page
+            if not (book / target).is_file() or (
+                anchor and anchor not in ids.get(target, {anchor})
+            ):
+                broken.append((page, link["href"]))
+    assert broken == []
+
+
+def test_every_figure_says_in_words_what_it_shows(soups):
+    images = [
+        (page, image.get("alt", ""))
+        for page, soup in soups.items()
+        for image in soup.select("article img")
+    ]
+    assert [
+        (page, alt)
+        for page, alt in images
+        if " " not in alt.strip()  # a path has none
+    ] == []
+
+
+def test_the_start_page_calls_available_what_is_available(soups, chapters):
+    rows = soups["book/index.html"].select("tr:has(.ready)")
+    links = {urljoin("book/index.html", row.a["href"]) for row in rows}
+    assert links == set(chapters)
+
+
+def test_the_start_page_lists_all_planned_chapters(soups):
+    rows = soups["book/index.html"].select("tr:has(.ready), tr:has(.soon)")
+    assert [row.td.get_text() for row in rows] == [
+        str(n + 1) for n in range(17)
+    ]
+
+
+def test_the_picture_leads_to_the_chapters_it_shows(soups, chapters):
+    for kind in ("model-wide", "model-narrow"):
+        links = soups["book/index.html"].select(f"svg.{kind} a")
+        shown = {urljoin("book/index.html", link["href"]) for link in links}
+        assert shown == {page for page, n in chapters.items() if n <= 7}
+
+
+def test_a_chapter_links_to_colab_and_to_its_module(soups, chapters):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    url, branch = config["repository"]["url"], config["repository"]["branch"]
+    path = urlsplit(url).path
+    for page in chapters:
+        stem = Path(page).stem
+        links = soups[page].select(".chapter-links a")
+        assert [link["href"] for link in links] == [
+            f"https://colab.research.google.com/github{path}/blob/{branch}"
+            f"/notebooks/{stem}.ipynb",
+            f"{url}/blob/{branch}/vit_lessons/{stem[3:]}.py",
+        ]
+
+
+def test_the_reference_names_everything_that_a_chapter_exports(soups, chapters):
+    ast = pytest.importorskip("ast")
+    names = set()
+    for page in chapters:
+        module = Path(page).stem[3:]
+        path = ROOT / "vit_lessons" / f"{module}.py"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+                names |= {
+                    f"vit_lessons.{module}.{name}"
+                    for name in ast.literal_eval(node.value)
+                }
+    shown = {tag["id"] for tag in soups["book/api.html"].select("dt[id]")}
+    assert names - shown == set()
+
+
+def test_a_chapter_ends_with_its_recall_cards(soups, chapters):
+    for page in chapters:
+        text = (ROOT / "book/recall" / f"{Path(page).stem}.yml").read_text(
+            encoding="utf-8"
+        )
+        ids = [f"card-{card['id']}" for card in yaml.safe_load(text)]
+        last = soups[page].select("article section")[-1]
+        assert [card["id"] for card in last.select("details")] == ids
+
+
+def test_the_page_of_all_cards_links_to_the_deck(book, soups):
+    links = soups["book/recall.html"].select("article a[href$='.apkg']")
+    paths = [book / urljoin("book/", link["href"]) for link in links]
+    assert [path.is_file() for path in paths] == [True]
+
+
+# --- The pages in a browser -------------------------------------------
+
+
+def test_axe_finds_nothing(visits):
+    found = {page: seen.axe for page, seen in visits.items() if seen.axe}
+    assert found == {}
+
+
+def test_the_console_is_silent(visits):
+    said = {page: seen.console for page, seen in visits.items() if seen.console}
+    assert said == {}
+
+
+def test_nothing_is_requested_from_another_host(visits, site):
+    foreign = {
+        url
+        for seen in visits.values()
+        for url in seen.urls
+        if not url.startswith((site, "data:"))
+    }
+    assert foreign == set()
+
+
+def test_no_page_is_wider_than_the_screen(visits):
+    wide = {page: seen.wide for page, seen in visits.items() if seen.wide}
+    assert wide == {}
+
+
+def test_a_page_of_text_weighs_less_than_250_kB(visits, book, site):
+    urls = set(visits["book/bibliography.html"].urls)
+    files = [book / urlsplit(url).path.lstrip("/") for url in urls]
+    weights = {
+        file.name: len(gzip.compress(file.read_bytes())) for file in files
+    }
+    assert sum(weights.values()) < 250_000, weights
+
+
+@pytest.fixture
+def card(tab, site):
+    """The first recall card, seen on the page of all cards."""
+    tab.goto(f"{site}book/recall.html")
+    return tab.locator(".recall-card").first
+
+
+def test_a_recall_card_turns_by_a_click(card):
+    card.locator("summary").click()
+    card.locator(".recall-answer").wait_for(state="visible", timeout=2000)
+
+
+def test_a_recall_card_turns_by_the_keyboard(card):
+    card.locator("summary").press("Enter")
+    card.locator(".recall-answer").wait_for(state="visible", timeout=2000)
+
+
+def test_a_recall_card_turns_back(card):
+    card.locator("summary").click()
+    card.locator("summary").press("Space")
+    card.locator(".recall-answer").wait_for(state="hidden", timeout=2000)
+
+
+def test_a_recall_card_turns_without_scripts(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(f"{site}book/recall.html")
+    tab.locator(".recall-card summary").first.click()
+    answer = tab.locator(".recall-answer").first
+    answer.wait_for(state="visible", timeout=2000)
+    context.close()
+
+
+def test_every_answer_is_on_the_printed_page(card, tab):
+    tab.emulate_media(media="print")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    answers = tab.locator(".recall-answer")
+    assert all(answer.is_visible() for answer in answers.all())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_words_in_the_picture_are_large_enough(tab, site, size):
+    width, height = SIZES[size]
+    tab.set_viewport_size({"width": width, "height": height})
+    tab.goto(f"{site}book/index.html")
+    sizes = tab.evaluate(
+        """[...document.querySelectorAll(".model-picture text")]
+        .filter((text) => text.checkVisibility())
+        .map((text) => parseFloat(getComputedStyle(text).fontSize)
+          * text.getScreenCTM().a)"""
+    )
+    assert min(sizes) >= 11

@@ -143,6 +143,9 @@ def visits(browser, site, soups):
         for event, listener in listeners.items():
             tab.on(event, listener)
         tab.goto(site + name)
+        tab.evaluate(
+            "document.querySelectorAll('details').forEach(d => d.open = true)"
+        )
         for size, (width, height) in SIZES.items():
             tab.set_viewport_size({"width": width, "height": height})
             tab.wait_for_timeout(350)  # the theme follows a resize late
@@ -184,7 +187,7 @@ def test_a_configuration_without_a_repository_is_refused():
     from repository import repository
 
     config = SimpleNamespace(html_theme_options={"repository_url": ""})
-    with pytest.raises(errors.ConfigError, match="repository.url"):
+    with pytest.raises(errors.ConfigError, match=r"repository\.url"):
         repository(config)
 
 

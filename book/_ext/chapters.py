@@ -86,7 +86,7 @@ class ChapterTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         path = Path(self.env.srcdir, "book", "chapters.yml")
         self.env.note_dependency(str(path))
-        rows = ["| | Chapter | The question |", "|-:|:-|:-|"]
+        rows = ["| No. | Chapter | The question |", "|-:|:-|:-|"]
         for chapter in load_plan(Path(self.env.srcdir)):
             docname = f"notebooks/{chapter['stem']}"
             title = f"{chapter['title']} [being written]{{.soon}}"

@@ -94,7 +94,11 @@ class Drawing:
         )
 
     def tokens(
-        self, y: float, centres: Iterable[tuple[int, float]], *, numbered: bool = False
+        self,
+        y: float,
+        centres: Iterable[tuple[int, float]],
+        *,
+        numbered: bool = False,
     ) -> None:
         """Draw a row of tokens; the class token is the one at place 0."""
         for place, x in centres:

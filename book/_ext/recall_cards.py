@@ -76,9 +76,7 @@ class RecallCards(SphinxDirective):
                     f"card {card.id}: the question must be one paragraph"
                 )
             question = recall_question("", "", *paragraphs[0].children)
-            answer = recall_answer(
-                "", *self.parse_text_to_nodes(card.answer)
-            )
+            answer = recall_answer("", *self.parse_text_to_nodes(card.answer))
             deck += recall_card("", question, answer, ids=[f"card-{card.id}"])
         return deck
 

@@ -31,6 +31,14 @@ BIAS = (
     "Right without a bias, wrong with one: add it to the scores after the "
     "scaling and before the softmax."
 )
+BIAS_PER_HEAD = (
+    "Right for one bias for all heads, wrong for a bias for each head: add it "
+    "as it is, so that it broadcasts to the scores."
+)
+BIAS_INFINITE = (
+    "Right for a finite bias, wrong for -inf: such a bias hides a pair, so "
+    "that its weight is 0."
+)
 
 
 def _attend(
@@ -64,8 +72,21 @@ def _cosine(q: Tensor, k: Tensor) -> Tensor:
     return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT
 
 
-def _hide(scores: Tensor, hidden: Tensor) -> Tensor:
-    return scores.masked_fill(hidden.bool(), float("-inf"))
+def _hide(
+    scores: Tensor, hidden: Tensor, value: float = float("-inf")
+) -> Tensor:
+    return scores.masked_fill(hidden.bool(), value)
+
+
+def _reshaped(k: Tensor) -> Tensor:
+    return k.reshape(*k.shape[:-2], k.shape[-1], k.shape[-2])
+
+
+SCORES_RETURNED = Mistake(
+    "The scores are returned in place of the weights: the weights are what "
+    "comes out of the softmax.",
+    {"result": lambda output, weights, scores: (output, scores)},
+)
 
 
 ATTENTION_MISTAKES = (
@@ -74,8 +95,15 @@ ATTENTION_MISTAKES = (
         {"scale": lambda q, k, v: 1.0},
     ),
     Mistake(
-        "The scores are divided by d: divide by the square root of d.",
+        "The scores are divided by d, or by its square root twice: divide them "
+        "by the square root of d once.",
         {"scale": lambda q, k, v: 1 / q.shape[-1]},
+    ),
+    Mistake(
+        "The scale is a fixed number: it is the square root of d, the width of "
+        "a query.",
+        {"scale": lambda q, k, v: 64**-0.5},
+        {"scale": lambda q, k, v: 768**-0.5},
     ),
     Mistake(
         "The scores are multiplied instead of divided: divide them by the "
@@ -108,6 +136,11 @@ ATTENTION_MISTAKES = (
         "Queries and keys are exchanged: row i of the scores belongs to query "
         "i, so compute q @ k.transpose(-2, -1).",
         {"score": lambda q, k, scale: k @ q.mT * scale},
+    ),
+    Mistake(
+        "The keys are reshaped to (d, M), which mixes their numbers: transpose "
+        "them, k.transpose(-2, -1).",
+        {"score": lambda q, k, scale: q @ _reshaped(k) * scale},
     ),
     Mistake(
         "Queries and keys are normalized to length 1: use the plain dot "
@@ -152,9 +185,17 @@ ATTENTION_MISTAKES = (
         },
     ),
     Mistake(
-        "The bias is read as a mask, where it is 0 the pair is hidden: it is "
-        "a number that is added to the score.",
+        "The bias is read as a mask that hides some pairs: it is a number that "
+        "is added to the score.",
         {"before": lambda scores, bias, scale: _hide(scores, bias == 0)},
+        {"before": lambda scores, bias, scale: _hide(scores, bias == 0, -1e9)},
+        {"before": lambda scores, bias, scale: _hide(scores, bias)},
+        {"before": lambda scores, bias, scale: _hide(scores, bias, -1e9)},
+        {"before": lambda scores, bias, scale: _hide(scores, bias.isinf())},
+    ),
+    Mistake(
+        "The bias is transposed: row i belongs to query i, as in the scores.",
+        {"before": lambda scores, bias, scale: scores + bias.mT},
     ),
     Mistake(
         "A causal mask hides later or earlier tokens: in ViT every token sees "
@@ -183,6 +224,7 @@ ATTENTION_MISTAKES = (
         "The softmax runs over all pairs at once: it must run over the keys "
         "of each query, dim=-1.",
         {"normalize": lambda s: s.flatten(-2).softmax(-1).view_as(s)},
+        {"normalize": lambda s: s.flatten().softmax(0).view_as(s)},
     ),
     Mistake(
         "The softmax is missing: the weights of a query are positive and sum "
@@ -202,11 +244,6 @@ ATTENTION_MISTAKES = (
     Mistake(
         "log_softmax gives logarithms of weights: use softmax.",
         {"normalize": lambda scores: scores.log_softmax(-1)},
-    ),
-    Mistake(
-        "The exponential overflows for large scores: use softmax, which "
-        "subtracts the largest score of each row first.",
-        {"normalize": lambda s: s.exp() / s.exp().sum(-1, keepdim=True)},
     ),
     Mistake(
         "The scale comes after the softmax: scale the scores before it.",
@@ -242,6 +279,15 @@ ATTENTION_MISTAKES = (
 
 
 def _attention_forms() -> Iterator[WrongForm]:
+    def exchanged(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return scaled_dot_product_attention(q, v, k, bias)
+
+    yield WrongForm(
+        "Keys and values are exchanged: the arguments are (q, k, v, bias).",
+        exchanged,
+    )
     yield from combine(
         _attend,
         *ATTENTION_MISTAKES,
@@ -249,17 +295,13 @@ def _attention_forms() -> Iterator[WrongForm]:
             "The pair is returned as (weights, output): the output is first.",
             {"result": lambda output, weights, scores: (weights, output)},
         ),
-        Mistake(
-            "The scores are returned in place of the weights: the weights are "
-            "what comes out of the softmax.",
-            {"result": lambda output, weights, scores: (output, scores)},
-        ),
+        SCORES_RETURNED,
     )
 
 
 def _normal(*shape: int, seed: int = 0, std: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * std
+    return torch.randn(shape, generator=generator, dtype=torch.float32) * std
 
 
 def _qkv(
@@ -272,11 +314,12 @@ def _qkv(
     )
 
 
-def _bias(*shape: int) -> Tensor:
-    """A bias with every kind of number: 0, positive, negative, hidden."""
+def _bias(*shape: int, hide: bool = True) -> Tensor:
+    """A bias with all kinds of numbers: 0 on the diagonal, -inf below it."""
     bias = _normal(*shape, seed=4)
-    bias[..., 0, 1] = 0
-    bias[..., 1, 0] = float("-inf")
+    bias[..., range(4), range(4)] = 0
+    if hide:
+        bias[..., 1, 0] = float("-inf")
     return bias
 
 
@@ -292,18 +335,33 @@ ATTENTION = Exercise(
             "Right for as many keys as queries only: N and M may differ.",
         ),
         Case(
+            "wider queries, keys and values",
+            _qkv(1, 1, d=6, dv=6),
+            "Right for one width only: d is the last axis of q, and the scale "
+            "is its square root.",
+        ),
+        Case(
             "values wider than queries",
             _qkv(1, 1, dv=6),
             "Right for values as wide as queries only: use the width of q "
             "for the scale, and of v for the output.",
         ),
-        Case("a bias for each pair", (*_qkv(1, 1), _bias(4, 4)), BIAS),
-        Case("a bias for each head", (*_qkv(2, 3), _bias(3, 4, 4)), BIAS),
+        Case(
+            "a bias for each pair",
+            (*_qkv(2, 3), _bias(4, 4, hide=False)),
+            BIAS,
+        ),
+        Case(
+            "a bias for each head",
+            (*_qkv(2, 3), _bias(3, 4, 4, hide=False)),
+            BIAS_PER_HEAD,
+        ),
+        Case("a bias with -inf", (*_qkv(2, 3), _bias(3, 4, 4)), BIAS_INFINITE),
         Case(
             "large scores",
             _qkv(1, 1, std=15),
-            "Right for small scores only: use softmax, which does not "
-            "overflow.",
+            "Right for small scores only: use softmax, which subtracts the "
+            "largest score of each row before the exponential.",
         ),
         Case(
             "all axes different",
@@ -383,21 +441,22 @@ def _self_attention_forms() -> Iterator[WrongForm]:
     return combine(
         _self_attention,
         Mistake(
-            "The qkv layer is read with the heads outside: its rows are "
-            "(three, h, d), first all queries, then all keys, then all values.",
+            "The result of the qkv layer is split in the wrong order: its "
+            "features are (three h d), first all queries, then all keys, then "
+            "all values.",
             {"split": _split("b n (h three d) -> three b h n d")},
             {"split": _split("b n (h d three) -> three b h n d")},
             {"split": _split("b n (d three h) -> three b h n d")},
             {"split": _split("b n (d h three) -> three b h n d")},
         ),
         Mistake(
-            "The features of a head are not next to each other: split D into "
-            "(h d), the head outside.",
+            "Each head takes features that are not next to each other: split D "
+            "into (h d), the head outside, not into (d h).",
             {"split": _split("b n (three d h) -> three b h n d")},
         ),
         Mistake(
-            "The parts of the qkv layer are taken in the wrong order: first "
-            "queries, then keys, then values.",
+            "Queries, keys and values are exchanged: the qkv layer gives first "
+            "the queries, then the keys, then the values.",
             *({"split": _split(right, order)} for order in orders),
         ),
         Mistake(
@@ -427,6 +486,19 @@ def _self_attention_forms() -> Iterator[WrongForm]:
             {
                 "split": _split("b n (three h d) -> three b 1 n (h d)"),
                 "merge": _merge("b 1 n d -> b n d"),
+            },
+        ),
+        Mistake(
+            "There is no LayerNorm here: the encoder block has it.",
+            {
+                "split": lambda self, x: SPLIT(
+                    self, F.layer_norm(x, x.shape[-1:])
+                )
+            },
+            {
+                "project": lambda self, x, out: F.layer_norm(
+                    self.proj(out), x.shape[-1:]
+                )
             },
         ),
         Mistake(
@@ -475,17 +547,13 @@ def _self_attention_forms() -> Iterator[WrongForm]:
             "The output goes through one more function: end with proj.",
             {"project": lambda self, x, out: F.relu(self.proj(out))},
             {"project": lambda self, x, out: F.gelu(self.proj(out))},
-            {
-                "project": lambda self, x, out: F.layer_norm(
-                    self.proj(out), x.shape[-1:]
-                )
-            },
         ),
         Mistake(
             "The weights are averaged over the heads: return one map for each "
             "head, (B, h, N, N).",
             {"show": lambda weights: weights.mean(1)},
         ),
+        SCORES_RETURNED,
         *ATTENTION_MISTAKES,
     )
 
@@ -518,7 +586,27 @@ SELF_ATTENTION = ModuleExercise(
             "qkv_bias=False must leave out the bias of the qkv layer.",
             init={"qkv_bias": False},
         ),
-        _self_attention_case("a bias", (1, 5, 6), 2, BIAS, bias=_bias(2, 5, 5)),
+        _self_attention_case(
+            "a bias for each pair",
+            (2, 5, 6),
+            3,
+            BIAS,
+            bias=_bias(5, 5, hide=False),
+        ),
+        _self_attention_case(
+            "a bias for each head",
+            (2, 5, 6),
+            3,
+            BIAS_PER_HEAD,
+            bias=_bias(3, 5, 5, hide=False),
+        ),
+        _self_attention_case(
+            "a bias with -inf",
+            (2, 5, 6),
+            3,
+            BIAS_INFINITE,
+            bias=_bias(3, 5, 5),
+        ),
         _self_attention_case(
             "return_weights=True",
             (2, 5, 6),
@@ -528,6 +616,12 @@ SELF_ATTENTION = ModuleExercise(
             return_weights=True,
         ),
         _self_attention_case("all axes different", (2, 5, 12), 3),
+        _self_attention_case(
+            "all axes different, and a bias",
+            (2, 5, 12),
+            3,
+            bias=_bias(2, 3, 5, 5),
+        ),
     ),
     wrong_forms=_self_attention_forms,
 )

@@ -39,8 +39,7 @@ def is_empty(function: object, name: str = "") -> bool:
     stars = sum(bool(code.co_flags & flag) for flag in flags)
     return (
         {name, *STUB_NAMES}.issuperset(code.co_names)
-        and code.co_nlocals
-        == code.co_argcount + code.co_kwonlyargcount + stars
+        and code.co_nlocals == code.co_argcount + code.co_kwonlyargcount + stars
         and all(
             constant in (None, ...) or isinstance(constant, str)
             for constant in code.co_consts

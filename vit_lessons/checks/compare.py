@@ -36,12 +36,17 @@ def _settings() -> Iterator[None]:
 def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function; an exception is a result like any other."""
     try:
-        with _settings():
-            return function(*args, **kwargs)
+        return function(*args, **kwargs)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: an answer, no traceback
         return error
+
+
+def isolate(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Attempt a call that may rely on global settings or change them."""
+    with _settings():
+        return attempt(function, *args, **kwargs)
 
 
 class NoDropout(TorchFunctionMode):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from vit_lessons.checks.compare import (
     clone,
     compare,
     first_line,
+    isolate,
     reverse,
     same,
     tensors,
@@ -146,16 +146,16 @@ class Exercise:
         """What to call with the arguments of this case."""
         return candidate
 
-    def ready_wrong(self, form: Callable[..., Any], case: Case) -> Callable:
-        """The same for a wrong form of the catalogue."""
-        return form
+    def before(self, case: Case) -> tuple[Any, ...]:
+        """What a wrong form takes before the arguments of the case."""
+        return ()
 
     def call(self, candidate: Any, *cases: Case) -> list[Any]:
         """Make the candidate ready once, then call it in each case."""
-        function = attempt(self.ready, candidate, cases[0])
+        function = isolate(self.ready, candidate, cases[0])
         if isinstance(function, BaseException):
             return [function] * len(cases)
-        return [attempt(function, *c.args, **c.kwargs) for c in cases]
+        return [isolate(function, *c.args, **c.kwargs) for c in cases]
 
     def run(self, candidate: Any, case: Case) -> Outcome:
         """Call the candidate twice and compare with the reference."""
@@ -178,6 +178,8 @@ class Exercise:
         failed = [outcome for outcome in ran if outcome.problem]
         if failed[0].cause:
             return failed[0].cause
+        if any(outcome.cause == IN_PLACE for outcome in failed):
+            return IN_PLACE
         if self._is_right_without_dropout(candidate, ran):
             return DROPOUT
         causes = [self._recognize(ran), failed[0].case.cause]
@@ -200,18 +202,24 @@ class Exercise:
             return None
         # The failed cases first: they tell the wrong forms apart.
         readable.sort(key=lambda outcome: not outcome.problem)
-        for wrong in self.wrong_forms():
-            if all(
-                same(*self.call_wrong(wrong, o.case), o.got) for o in readable
-            ):
-                return wrong.cause
+        calls = [
+            ((*isolate(self.before, o.case), *o.case.args), o.case.kwargs)
+            for o in readable
+        ]
+        with torch.no_grad():
+            for wrong in self.wrong_forms():
+                if all(
+                    same(attempt(wrong.form, *args, **kwargs), o.got)
+                    for (args, kwargs), o in zip(calls, readable, strict=True)
+                ):
+                    return wrong.cause
         return None
 
     def gradient_problem(self, candidate: Any) -> str | None:
         """Compare the gradients in the fullest case that was run."""
         case = [c for c in self.cases if not self.missing(candidate, c)][-1]
-        expected = attempt(self.gradients, self.reference, case)
-        got = attempt(self.gradients, candidate, case)
+        expected = isolate(self.gradients, self.reference, case)
+        got = isolate(self.gradients, candidate, case)
         if isinstance(got, BaseException):
             is_in_place = "inplace" in str(got)
             return IN_PLACE_GRADIENT if is_in_place else NO_GRADIENT
@@ -267,7 +275,7 @@ class ModuleExercise(Exercise):
                 f"forward must take ({arguments(self.reference.forward)}), "
                 f"and yours takes ({arguments(candidate.forward)})."
             )
-        module = attempt(self.ready, candidate, case)
+        module = isolate(self.ready, candidate, case)
         if isinstance(module, Refusal):
             raise module
         if isinstance(module, BaseException):
@@ -302,5 +310,5 @@ class ModuleExercise(Exercise):
         module.load_state_dict(reference.state_dict())
         return module
 
-    def ready_wrong(self, form: Callable[..., Any], case: Case) -> Callable:
-        return partial(form, self.build(case))
+    def before(self, case: Case) -> tuple[Any, ...]:
+        return (self.build(case),)

@@ -54,6 +54,19 @@ TOKENS_LAST = (
 )
 BATCH_SECOND = "The first two axes are swapped: the batch comes first."
 MERGED = "Batch and patches share one axis: keep them apart, (B, N, ...)."
+RESHAPED = (
+    "reshape changed the shape to (B, N, ...) without moving the numbers: use "
+    "transpose(1, 2)."
+)
+PLAIN_RESHAPE = (
+    "A plain reshape does not cut patches, it takes pixels in the order of "
+    "memory: split H and W into (grid, patch) and permute first."
+)
+NO_PERMUTE = (
+    "The axes are split but not permuted: bring gh and gw together, and C, p1 "
+    "and p2, before you flatten."
+)
+OVERLAP = "The patches overlap: the step from patch to patch is P."
 
 ORDER = (
     Mistake(COLUMNS_FIRST, {"grid": "(gw gh)"}),
@@ -70,7 +83,8 @@ ORDER = (
 
 
 def _images(*shape: int) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def _pair(size: Size) -> tuple[int, int]:
@@ -112,21 +126,22 @@ def _swapped_patch(images: Tensor, patch_size: Size) -> Tensor:
     return patchify(images, _pair(patch_size)[::-1])
 
 
+def _reshape_last(images: Tensor, patch_size: Size) -> Tensor:
+    patches = patchify(images, patch_size)
+    return patches.mT.reshape(patches.shape)
+
+
+CUTS = (
+    (PLAIN_RESHAPE, _plain_reshape),
+    (NO_PERMUTE, _no_permute),
+    (OVERLAP, _overlap),
+    (SWAPPED_PATCH, _swapped_patch),
+)
+
+
 def _patchify_forms() -> Iterator[WrongForm]:
-    yield WrongForm(
-        "A plain reshape does not cut patches, it takes pixels in the order "
-        "of memory: split H and W into (grid, patch) and permute first.",
-        _plain_reshape,
-    )
-    yield WrongForm(
-        "The axes are split but not permuted: bring gh and gw together, and "
-        "C, p1 and p2, before you flatten.",
-        _no_permute,
-    )
-    yield WrongForm(
-        "The patches overlap: the step from patch to patch is P.", _overlap
-    )
-    yield WrongForm(SWAPPED_PATCH, _swapped_patch)
+    yield from (WrongForm(cause, cut) for cause, cut in CUTS)
+    yield WrongForm(RESHAPED, _reshape_last)
     for layout in ("b (c gh gw) (p1 p2)", "b (gh gw c) (p1 p2)"):
         yield WrongForm(
             "Each channel became a patch of its own: a patch holds them all.",
@@ -137,7 +152,11 @@ def _patchify_forms() -> Iterator[WrongForm]:
         *ORDER,
         Mistake(TOKENS_LAST, {"layout": "b {patch} {grid}"}),
         Mistake(BATCH_SECOND, {"layout": "{grid} b {patch}"}),
-        Mistake(MERGED, {"layout": "(b gh gw) {patch}"}),
+        Mistake(
+            MERGED,
+            {"layout": "(b gh gw) {patch}"},
+            {"layout": "(gh gw b) {patch}"},
+        ),
         Mistake(
             "A patch must be flat, one axis of C * P * P numbers.",
             {"layout": "b {grid} c p1 p2"},
@@ -150,18 +169,26 @@ def _patchify_forms() -> Iterator[WrongForm]:
             "The grid must be flat, one axis of N = gh * gw patches.",
             {"layout": "b gh gw {patch}"},
         ),
+        Mistake(
+            "The axes are not flat yet: the result has three, (B, N, C * P * "
+            "P).",
+            {"layout": "b gh gw c p1 p2"},
+            {"layout": "b gh gw p1 p2 c"},
+            {"layout": "b c gh gw p1 p2"},
+            {"layout": "b c gh p1 gw p2"},
+        ),
     )
 
 
 PATCHIFY = Exercise(
     patchify,
     cases=(
-        Case("one gray square image, P = 2", (_images(1, 1, 6, 6), 2)),
-        Case("three channels", (_images(1, 3, 6, 6), 2), CHANNELS),
-        Case("two images", (_images(2, 1, 6, 6), 2), SEVERAL_IMAGES),
-        Case("an image of 4 x 6", (_images(1, 1, 4, 6), 2), SQUARE_IMAGES),
+        Case("one square image, P = 2", (_images(1, 3, 6, 6), 2)),
+        Case("one channel", (_images(1, 1, 6, 6), 2), CHANNELS),
+        Case("two images", (_images(2, 3, 6, 6), 2), SEVERAL_IMAGES),
+        Case("an image of 4 x 6", (_images(1, 3, 4, 6), 2), SQUARE_IMAGES),
         Case(
-            "patches of (2, 3)", (_images(1, 1, 6, 9), (2, 3)), SQUARE_PATCHES
+            "patches of (2, 3)", (_images(1, 3, 6, 12), (2, 3)), SQUARE_PATCHES
         ),
         Case(
             "a height that P does not divide", (_images(2, 3, 7, 6), 2), BORDER
@@ -169,7 +196,7 @@ PATCHIFY = Exercise(
         Case(
             "a width that P does not divide", (_images(2, 3, 6, 7), 2), BORDER
         ),
-        Case("all axes different", (_images(2, 3, 24, 35), (6, 7))),
+        Case("all axes different", (_images(2, 3, 35, 24), (7, 6))),
     ),
     wrong_forms=_patchify_forms,
 )
@@ -201,6 +228,34 @@ def _unpatchify_forms() -> Iterator[WrongForm]:
     def swapped_patch(patches: Tensor, patch_size: Size, grid_size: Size):
         return unpatchify(patches, _pair(patch_size)[::-1], grid_size)
 
+    def reshaped(patches: Tensor, patch_size: Size, grid_size: Size):
+        b, n, features = patches.shape
+        last = patches.reshape(b, features, n).mT
+        return unpatchify(last, patch_size, grid_size)
+
+    def not_interleaved(patches: Tensor, patch_size: Size, grid_size: Size):
+        right = unpatchify(patches, patch_size, grid_size)
+        apart = _unpatchify(layout="b c gh gw p1 p2")
+        return apart(patches, patch_size, grid_size).reshape(right.shape)
+
+    def exchanged(patches: Tensor, patch_size: Size, grid_size: Size):
+        return unpatchify(patches, grid_size, patch_size)
+
+    yield WrongForm(
+        "reshape changed (B, N, features) to (B, features, N) without moving "
+        "the numbers: use transpose(1, 2).",
+        reshaped,
+    )
+    yield WrongForm(
+        "Grid and patch are not interleaved: permute to (B, C, gh, p1, gw, p2) "
+        "before you reshape to the image.",
+        not_interleaved,
+    )
+    yield WrongForm(
+        "patch_size and grid_size are exchanged: the arguments are (patches, "
+        "patch_size, grid_size).",
+        exchanged,
+    )
     yield WrongForm(
         "A plain reshape leaves the pixels in the order of the patches: split "
         "N into (gh gw) and the patch into (c p1 p2), permute, then reshape.",
@@ -226,6 +281,8 @@ def _unpatchify_forms() -> Iterator[WrongForm]:
             "with p2 to W.",
             {"layout": "b c gh gw p1 p2"},
             {"layout": "b c gh p1 gw p2"},
+            {"layout": "b gh gw c p1 p2"},
+            {"layout": "b gh p1 gw p2 c"},
         ),
         Mistake(
             "Grid and patch are merged with the wrong partner: H is (gh p1) "
@@ -235,38 +292,34 @@ def _unpatchify_forms() -> Iterator[WrongForm]:
     )
 
 
-def _patches(b: int, n: int, features: int) -> Tensor:
-    return _images(b, n, features)
-
-
 UNPATCHIFY = Exercise(
     unpatchify,
     cases=(
-        Case("three channels, P = 2, 3 x 3", (_patches(1, 9, 12), 2, (3, 3))),
-        Case("one channel", (_patches(1, 9, 4), 2, (3, 3)), CHANNELS),
-        Case("two images", (_patches(2, 9, 12), 2, (3, 3)), SEVERAL_IMAGES),
+        Case("three channels, P = 2, 3 x 3", (_images(1, 9, 12), 2, (3, 3))),
+        Case("one channel", (_images(1, 9, 4), 2, (3, 3)), CHANNELS),
+        Case("two images", (_images(2, 9, 12), 2, (3, 3)), SEVERAL_IMAGES),
         Case(
             "a grid of 2 x 3",
-            (_patches(1, 6, 12), 2, (2, 3)),
+            (_images(1, 6, 12), 2, (2, 3)),
             "Right for square grids only: gh and gw are two numbers.",
         ),
         Case(
             "patches of (2, 3)",
-            (_patches(1, 9, 18), (2, 3), (3, 3)),
+            (_images(1, 6, 18), (2, 3), (3, 2)),
             SQUARE_PATCHES,
         ),
         Case(
             "a grid given as an int",
-            (_patches(1, 9, 12), 2, 3),
+            (_images(1, 9, 12), 2, 3),
             "grid_size may be an int, which stands for a square grid.",
         ),
         Case(
             "12 patches for a grid of 3 x 3",
-            (_patches(1, 12, 12), 2, (3, 3)),
+            (_images(1, 12, 12), 2, (3, 3)),
             "Patches that do not fill the grid are accepted: raise a "
             "ValueError when N is not gh * gw.",
         ),
-        Case("all axes different", (_patches(2, 20, 126), (6, 7), (4, 5))),
+        Case("all axes different", (_images(2, 20, 126), (7, 6), (5, 4))),
     ),
     wrong_forms=_unpatchify_forms,
 )
@@ -292,39 +345,31 @@ def _embed(
 
 
 def _patch_embed_forms() -> Iterator[WrongForm]:
-    def from_plain_reshape(self: PatchEmbed, images: Tensor) -> Tensor:
-        patches = _plain_reshape(images, self.patch_size)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+    def embed(cut: Callable[[Tensor, Size], Tensor]) -> Callable:
+        def form(self: PatchEmbed, images: Tensor) -> Tensor:
+            patches = cut(images, self.patch_size)
+            weight = self.proj.weight.flatten(1)
+            return F.linear(patches, weight, self.proj.bias)
+
+        return form
 
     def token_map(self: PatchEmbed, images: Tensor) -> Tensor:
         return self.proj(images)
 
-    def overlapping(self: PatchEmbed, images: Tensor) -> Tensor:
-        tokens = F.conv2d(images, self.proj.weight, self.proj.bias)
-        return tokens.flatten(2).mT
+    def token_grid(self: PatchEmbed, images: Tensor) -> Tensor:
+        return self.proj(images).permute(0, 2, 3, 1)
 
-    yield WrongForm(
-        "A plain reshape does not cut patches, it takes pixels in the order "
-        "of memory: use patchify, or a convolution with stride P.",
-        from_plain_reshape,
-    )
-    yield WrongForm(
-        "The result is still a map (B, D, gh, gw): flatten the grid, then "
-        "move the features last.",
-        token_map,
-    )
-    yield WrongForm(
-        "The patches overlap: the stride of the convolution is the patch size.",
-        overlapping,
-    )
+    yield from (WrongForm(cause, embed(cut)) for cause, cut in CUTS)
+    for form in (token_map, token_grid):
+        yield WrongForm(
+            "The grid is not flat: the result is (B, N, D), one axis for all "
+            "tokens, then the features.",
+            form,
+        )
     yield from combine(
         _embed,
         *ORDER,
-        Mistake(
-            "reshape turned (B, D, N) into (B, N, D) without moving the "
-            "numbers: use transpose(1, 2).",
-            {"layout": lambda x: x.mT.reshape(x.shape)},
-        ),
+        Mistake(RESHAPED, {"layout": lambda x: x.mT.reshape(x.shape)}),
         Mistake(TOKENS_LAST, {"layout": lambda x: x.mT}),
         Mistake(BATCH_SECOND, {"layout": lambda x: x.transpose(0, 1)}),
         Mistake(MERGED, {"layout": lambda x: x.flatten(0, 1)}),
@@ -362,22 +407,22 @@ def _embed_case(
 PATCH_EMBED = ModuleExercise(
     PatchEmbed,
     cases=(
-        _embed_case("one gray image, P = 2, D = 5", (1, 1, 6, 6), (2, 1, 5)),
-        _embed_case("three channels", (1, 3, 6, 6), (2, 3, 5), CHANNELS),
-        _embed_case("two images", (2, 1, 6, 6), (2, 1, 5), SEVERAL_IMAGES),
+        _embed_case("one square image, P = 2", (1, 3, 6, 6), (2, 3, 5)),
+        _embed_case("one channel", (1, 1, 6, 6), (2, 1, 5), CHANNELS),
+        _embed_case("two images", (2, 3, 6, 6), (2, 3, 5), SEVERAL_IMAGES),
         _embed_case(
-            "an image of 4 x 6", (1, 1, 4, 6), (2, 1, 5), SQUARE_IMAGES
+            "an image of 4 x 6", (1, 3, 4, 6), (2, 3, 5), SQUARE_IMAGES
         ),
         _embed_case(
-            "patches of (2, 3)", (1, 1, 6, 9), ((2, 3), 1, 5), SQUARE_PATCHES
+            "patches of (2, 3)", (1, 3, 6, 12), ((2, 3), 3, 5), SQUARE_PATCHES
         ),
         _embed_case(
-            "a height that P does not divide", (2, 1, 7, 6), (2, 1, 5), BORDER
+            "a height that P does not divide", (2, 3, 7, 6), (2, 3, 5), BORDER
         ),
         _embed_case(
-            "a width that P does not divide", (2, 1, 6, 7), (2, 1, 5), BORDER
+            "a width that P does not divide", (2, 3, 6, 7), (2, 3, 5), BORDER
         ),
-        _embed_case("all axes different", (2, 3, 24, 35), ((6, 7), 3, 11)),
+        _embed_case("all axes different", (2, 3, 35, 24), ((7, 6), 3, 11)),
     ),
     wrong_forms=_patch_embed_forms,
 )

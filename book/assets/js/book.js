@@ -42,3 +42,15 @@ window.addEventListener("beforeprint", () => {
 window.addEventListener("afterprint", () => {
   for (const card of cards()) card.open = card.dataset.wasOpen === "true";
 });
+
+// The excerpts of a search come from the text, not from the buttons above it.
+if (typeof Search !== "undefined") {
+  const toText = Search.htmlToText;
+  Search.htmlToText = (page, anchor) => {
+    const html = new DOMParser().parseFromString(page, "text/html");
+    for (const part of html.querySelectorAll(".bd-header-article")) {
+      part.remove();
+    }
+    return toText(html.documentElement.outerHTML, anchor);
+  };
+}

@@ -34,7 +34,7 @@ def load_photograph(
     """
     if name not in ("china", "flower"):
         raise ValueError(f'name must be "china" or "flower", got {name!r}')
-    array = datasets.load_sample_image(f"{name}.jpg").copy()
+    array = datasets.load_sample_image(f"{name}.jpg").copy()  # read-only
     image = torch.from_numpy(array).permute(2, 0, 1) / 255  # (3, 427, 640)
     if size is None:
         return image

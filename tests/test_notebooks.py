@@ -207,7 +207,7 @@ def definition(notebook, name):
 
 
 def figure(notebook):
-    return first(notebook, lambda cell: "mystnb" in cell.metadata)
+    return first(notebook, lambda c: "image" in c.metadata.get("mystnb", {}))
 
 
 def plant_unexecuted_cell(notebook):
@@ -252,7 +252,7 @@ def plant_widget(notebook):
 
 
 def plant_no_alt_text(notebook):
-    del figure(notebook).metadata["mystnb"]
+    del figure(notebook).metadata.mystnb["image"]
 
 
 def plant_short_alt_text(notebook):

@@ -387,6 +387,13 @@ def test_a_code_cell_that_changed_after_the_run_is_found(project):
     assert in_step(project) == [CHAPTER]
 
 
+def test_a_cell_without_its_output_is_run_again(project):
+    notebook = read(project / CHAPTER)
+    plant_unexecuted_cell(notebook)
+    nbformat.write(notebook, project / CHAPTER)
+    assert in_step(project) == [CHAPTER]
+
+
 @pytest.mark.parametrize("where", ["colab.research.google.com", "%pip install"])
 def test_a_link_to_another_repository_is_found(project, where):
     edit_cell(

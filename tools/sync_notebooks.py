@@ -168,9 +168,13 @@ def mend(notebook: NotebookNode, path: Path, root: Path = ROOT) -> None:
 
 
 def needs_run(notebook: NotebookNode) -> bool:
-    """Has a code cell changed since the stored outputs were made?"""
+    """Has a code cell changed, or lost its output, since the last run?"""
     run = notebook.metadata.get("vit_lessons", {})
-    return run.get("executed") != fingerprint(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code]
+    return run.get("executed") != fingerprint(notebook) or counts != list(
+        range(1, len(code) + 1)
+    )
 
 
 def execute(notebook: NotebookNode, folder: Path) -> None:

@@ -119,6 +119,7 @@ def test_every_chapter_has_a_part_of_the_deck_of_its_own(root):
         ("`x * y * z`", r"<p><code>x \* y \* z</code></p>"),
         ("```python\na < b\n```", r"(?s)<pre><code.*>a &lt; b\n</code></pre>"),
     ],
+    ids=["formula", "displayed formula", "code", "block of code"],
 )
 def test_text_is_written_as_anki_reads_it(text, html):
     assert re.fullmatch(html, anki_deck.to_anki(text))

@@ -1,16 +1,19 @@
 """Help autodoc to write the API page from the package's docstrings.
 
-The book is built without torch: autodoc replaces torch, einops and their
-like by stand-ins. This extension puts the package on the path, sets our
-`Shape:` sections as code, and links classes of torch and matplotlib to
-their manuals.
+The book is built without torch: autodoc replaces whatever the package
+imports from other projects by stand-ins. This extension finds out what that
+is, sets our `Shape:` sections as code, and links classes of torch and
+matplotlib to their manuals.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from pathlib import Path
 
+from chapters import load_plan, module_of
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -26,9 +29,29 @@ MANUALS = {
 }
 
 
+def imported_packages(package: Path) -> list[str]:
+    """Return what the modules of a package import from other projects."""
+    names = {package.name, *sys.stdlib_module_names}
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    return sorted(found - names)
+
+
 def find_package(app: Sphinx, config: Config) -> None:
-    """Let autodoc import the package from the root of the repository."""
+    """Let autodoc import the package, without what the package needs."""
     sys.path.insert(0, str(app.confdir))
+    package = Path(app.confdir, "vit_lessons")
+    # The exercises of a chapter compute with torch when they are imported.
+    exercises = [
+        f"vit_lessons.checks.{module_of(chapter['stem'])}"
+        for chapter in load_plan(Path(app.confdir))
+    ]
+    config.autodoc_mock_imports = [*imported_packages(package), *exercises]
 
 
 def set_sections(

@@ -18,7 +18,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "book" / "_ext"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 

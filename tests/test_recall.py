@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "book" / "_ext"))
 anki_deck = pytest.importorskip("anki_deck")
 card_files = pytest.importorskip("card_files")
 errors = pytest.importorskip("sphinx.errors")

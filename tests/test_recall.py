@@ -2,7 +2,6 @@
 
 import re
 import sqlite3
-import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace

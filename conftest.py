@@ -3,4 +3,3 @@
 import os
 
 os.environ["TQDM_DISABLE"] = "1"  # notebooks store no progress bars
-os.environ["MPLBACKEND"] = "agg"  # tests open no windows

@@ -1,5 +1,6 @@
 """Pictures."""
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vit_lessons.plotting import (
     show_patches,
 )
 
+mpl.use("agg")  # opens no windows
 IMAGE = torch.linspace(0, 1, 3 * 8 * 12).view(3, 8, 12)
 DRAW = {
     "image": lambda ax: show_image(IMAGE, ax=ax),

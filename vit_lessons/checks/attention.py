@@ -128,16 +128,6 @@ ATTENTION_MISTAKES = (
         {"scale": lambda q, k, v: q.shape[-3] ** -0.5},
     ),
     Mistake(
-        "The scale uses the width of the values: it is the square root of d, "
-        "the width of a query.",
-        {"scale": lambda q, k, v: v.shape[-1] ** -0.5},
-    ),
-    Mistake(
-        "Queries and keys are exchanged: row i of the scores belongs to query "
-        "i, so compute q @ k.transpose(-2, -1).",
-        {"score": lambda q, k, scale: k @ q.mT * scale},
-    ),
-    Mistake(
         "The keys are reshaped to (d, M), which mixes their numbers: transpose "
         "them, k.transpose(-2, -1).",
         {"score": lambda q, k, scale: q @ _reshaped(k) * scale},
@@ -149,11 +139,13 @@ ATTENTION_MISTAKES = (
         {"score": lambda q, k, scale: _cosine(q, k) * scale},
     ),
     Mistake(
-        "Queries are compared with queries: the scores are q times k.",
+        "Queries are compared with queries: compare them with the keys, q @ "
+        "k.transpose(-2, -1).",
         {"score": lambda q, k, scale: q @ q.mT * scale},
     ),
     Mistake(
-        "Keys are compared with keys: the scores are q times k.",
+        "Keys are compared with keys: compare the queries with them, q @ "
+        "k.transpose(-2, -1).",
         {"score": lambda q, k, scale: k @ k.mT * scale},
     ),
     Mistake(
@@ -227,8 +219,8 @@ ATTENTION_MISTAKES = (
         {"normalize": lambda s: s.flatten().softmax(0).view_as(s)},
     ),
     Mistake(
-        "The softmax is missing: the weights of a query are positive and sum "
-        "to 1.",
+        "The weights do not come from a softmax: those of a query must be "
+        "positive and sum to 1.",
         {"normalize": lambda scores: scores},
         {"normalize": lambda scores: scores.sigmoid()},
         {"normalize": lambda scores: scores.relu()},
@@ -292,6 +284,16 @@ def _attention_forms() -> Iterator[WrongForm]:
         _attend,
         *ATTENTION_MISTAKES,
         Mistake(
+            "The scale uses the width of the values: it is the square root of "
+            "d, the width of a query.",
+            {"scale": lambda q, k, v: v.shape[-1] ** -0.5},
+        ),
+        Mistake(
+            "Queries and keys are exchanged: row i of the scores belongs to "
+            "query i, so compute q @ k.transpose(-2, -1).",
+            {"score": lambda q, k, scale: k @ q.mT * scale},
+        ),
+        Mistake(
             "The pair is returned as (weights, output): the output is first.",
             {"result": lambda output, weights, scores: (weights, output)},
         ),
@@ -317,7 +319,7 @@ def _qkv(
 def _bias(*shape: int, hide: bool = True) -> Tensor:
     """A bias with all kinds of numbers: 0 on the diagonal, -inf below it."""
     bias = _normal(*shape, seed=4)
-    bias[..., range(4), range(4)] = 0
+    bias.diagonal(dim1=-2, dim2=-1).zero_()
     if hide:
         bias[..., 1, 0] = float("-inf")
     return bias
@@ -489,7 +491,7 @@ def _self_attention_forms() -> Iterator[WrongForm]:
             },
         ),
         Mistake(
-            "There is no LayerNorm here: the encoder block has it.",
+            "LayerNorm does not belong here: the encoder block has it.",
             {
                 "split": lambda self, x: SPLIT(
                     self, F.layer_norm(x, x.shape[-1:])

@@ -74,11 +74,13 @@ def kind(thing: object) -> str:
 def accepts(function: Callable, *args: Any, **kwargs: Any) -> bool:
     """Can the function be called with these arguments?"""
     try:
-        inspect.signature(function).bind(*args, **kwargs)
+        signature = inspect.signature(function)
+    except Exception:  # some built-in functions have none: try the call
+        return True
+    try:
+        signature.bind(*args, **kwargs)
     except TypeError:
         return False
-    except ValueError:  # some built-in functions have no signature
-        return True
     return True
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vit_lessons.checks import attention, patch_embedding
 from vit_lessons.checks.candidate import Refusal
+from vit_lessons.checks.compare import settings
 from vit_lessons.checks.exercise import Exercise, Outcome
 
 _EXERCISES: dict[str, Exercise] = {
@@ -56,7 +57,8 @@ def check(name: str, candidate: object) -> CheckResult:
         raise ValueError(
             f"name must be one of {', '.join(exercises())}, got {name!r}"
         )
-    result = _check(_EXERCISES[name], candidate)
+    with settings():
+        result = _check(_EXERCISES[name], candidate)
     print(result.report)
     return result
 

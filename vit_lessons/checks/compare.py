@@ -15,11 +15,12 @@ from vit_lessons.checks.candidate import Refusal, kind
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def settings() -> Iterator[None]:
     """The same global settings for each call; the reader's own afterwards."""
-    dtype = torch.get_default_dtype()
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     with (
         torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
         torch.enable_grad(),
         torch.device("cpu"),
         warnings.catch_warnings(),
@@ -27,10 +28,12 @@ def _settings() -> Iterator[None]:
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
         torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(1)  # the tensors are tiny
         try:
             yield
         finally:
             torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
 
 
 def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +48,7 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def isolate(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Attempt a call that may rely on global settings or change them."""
-    with _settings():
+    with settings():
         return attempt(function, *args, **kwargs)
 
 
@@ -142,22 +145,27 @@ def _dtype_cause(problem: str) -> str | None:
     return None
 
 
+def text(error: BaseException) -> str:
+    """What an exception says; nothing if it cannot even do that."""
+    says = attempt(str, error)
+    return says.strip() if isinstance(says, str) else ""
+
+
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """The type of an exception, and its text cut to one line."""
+    return ": ".join([type(error).__name__, *text(error).splitlines()[:1]])
 
 
 def _compare_error(error: BaseException) -> tuple[str, str | None]:
     if isinstance(error, Refusal):
-        return str(error), None
+        return text(error), None
     cause = None
-    if "view size is not compatible" in str(error):
+    if "view size is not compatible" in text(error):
         cause = (
             "view needs axes that are in order in memory, and permute, "
             "transpose and chunk change that order. Check the order of your "
             "axes, then use reshape."
         )
-    elif isinstance(error, NotImplementedError) and not str(error):
+    elif isinstance(error, NotImplementedError) and not text(error):
         cause = "A part of your code still raises NotImplementedError."
     return f"raised {first_line(error)}", cause

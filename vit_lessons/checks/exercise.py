@@ -34,6 +34,7 @@ from vit_lessons.checks.compare import (
     reverse,
     same,
     tensors,
+    text,
 )
 
 IN_PLACE = (
@@ -99,7 +100,7 @@ class Outcome:
             isinstance(self.expected, Exception)
             or isinstance(self.got, BaseException)
             or self.cause
-            or any(x.isnan().any() for x in tensors(self.got))
+            or not same(self.got, self.got)  # it holds NaN, or no numbers
         )
 
 
@@ -202,11 +203,11 @@ class Exercise:
             return None
         # The failed cases first: they tell the wrong forms apart.
         readable.sort(key=lambda outcome: not outcome.problem)
-        calls = [
-            ((*isolate(self.before, o.case), *o.case.args), o.case.kwargs)
-            for o in readable
-        ]
         with torch.no_grad():
+            calls = [
+                ((*self.before(o.case), *o.case.args), o.case.kwargs)
+                for o in readable
+            ]
             for wrong in self.wrong_forms():
                 if all(
                     same(attempt(wrong.form, *args, **kwargs), o.got)
@@ -221,7 +222,7 @@ class Exercise:
         expected = isolate(self.gradients, self.reference, case)
         got = isolate(self.gradients, candidate, case)
         if isinstance(got, BaseException):
-            is_in_place = "inplace" in str(got)
+            is_in_place = "inplace" in text(got)
             return IN_PLACE_GRADIENT if is_in_place else NO_GRADIENT
         return None if all(map(same, expected, got)) else NO_GRADIENT
 
@@ -268,12 +269,13 @@ class ModuleExercise(Exercise):
                 f"The constructor must take ({arguments(self.reference)}), "
                 f"and yours takes ({arguments(candidate)})."
             )
-        if candidate.forward is nn.Module.forward:
+        forward = candidate.forward
+        if forward is nn.Module.forward or not callable(forward):
             raise Refusal("Your class has no method named forward.")
-        if not accepts(candidate.forward, None, *case.args):
+        if not accepts(forward, None, *case.args):
             raise Refusal(
                 f"forward must take ({arguments(self.reference.forward)}), "
-                f"and yours takes ({arguments(candidate.forward)})."
+                f"and yours takes ({arguments(forward)})."
             )
         module = isolate(self.ready, candidate, case)
         if isinstance(module, Refusal):

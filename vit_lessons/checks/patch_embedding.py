@@ -34,8 +34,8 @@ BORDER = (
     "size does not divide the height and the width of the image."
 )
 SPLIT = (
-    "A patch takes pixels from all over the image: split H as (gh p1), grid "
-    "outside and patch inside, not as (p1 gh)."
+    "The pixels of a patch are spread over the whole image: H is (gh p1), grid "
+    "outside and patch inside, not (p1 gh)."
 )
 COLUMNS_FIRST = (
     "The patches go column by column: they must go row by row, (gh gw)."
@@ -66,7 +66,9 @@ NO_PERMUTE = (
     "The axes are split but not permuted: bring gh and gw together, and C, p1 "
     "and p2, before you flatten."
 )
-OVERLAP = "The patches overlap: the step from patch to patch is P."
+OVERLAP = (
+    "The patches overlap: the step from patch to patch, the stride, must be P."
+)
 
 ORDER = (
     Mistake(COLUMNS_FIRST, {"grid": "(gw gh)"}),
@@ -386,7 +388,7 @@ def _patch_embed_forms() -> Iterator[WrongForm]:
             {"after": torch.tanh},
         ),
         Mistake(
-            "There is no LayerNorm here: the encoder has it.",
+            "LayerNorm does not belong here: the encoder block has it.",
             {"after": lambda x: F.layer_norm(x, x.shape[-1:])},
         ),
         Mistake(

@@ -21,15 +21,16 @@ def scaled_dot_product_attention(
         q: Queries, one for each token that asks.
         k: Keys, one for each token that is asked.
         v: Values, one for each key.
-        bias: Numbers added to the scores before the softmax. A score plus
-            -inf is a pair that may not see each other.
+        bias: Numbers added to the scores before the softmax. Where it is
+            -inf, the query cannot see the key; each query must see one.
 
     Shape:
         q: (..., N, d), k: (..., M, d), v: (..., M, dv), bias: broadcasts to
         (..., N, M) -> output (..., N, dv) and weights (..., N, M)
 
     Raises:
-        ValueError: The shapes of q, k and v do not fit together.
+        ValueError: The shapes of q, k and v do not fit together, or bias
+            holds no floating-point numbers.
 
     Source: Vaswani et al. 2017, equation 1,
     https://arxiv.org/abs/1706.03762
@@ -39,6 +40,8 @@ def scaled_dot_product_attention(
             "q, k, v must be (..., N, d), (..., M, d), (..., M, dv), got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(f"bias must hold floats, got {bias.dtype}")
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5  # (..., N, M)
     if bias is not None:
         scores = scores + bias
@@ -62,7 +65,8 @@ class MultiHeadSelfAttention(nn.Module):
         return_weights also the weights, (B, h, N, N)
 
     Raises:
-        ValueError: dim is no multiple of num_heads, or x is not (B, N, D).
+        ValueError: dim is no multiple of num_heads, x is not (B, N, D), or
+            bias holds no floating-point numbers.
 
     Source: Dosovitskiy et al. 2021, equations 5-8,
     https://arxiv.org/abs/2010.11929. Parameter names are timm's.
@@ -93,15 +97,17 @@ class MultiHeadSelfAttention(nn.Module):
             raise ValueError(
                 f"x must be (B, N, {self.dim}), got {tuple(x.shape)}"
             )
+        if bias is not None and not bias.is_floating_point():
+            raise ValueError(f"bias must hold floats, got {bias.dtype}")
         q, k, v = rearrange(
             self.qkv(x),
             "b n (three h d) -> three b h n d",
             three=3,
             h=self.num_heads,
         )
-        # The fused kernel does not store the weights. For a short sequence
-        # on a CPU the plain form is faster (benchmarks/attention.py).
-        if return_weights or (x.shape[1] < 196 and not x.is_cuda):
+        # The fused kernel does not store the weights. On a CPU and for a
+        # very short sequence it is not faster (benchmarks/forms.py).
+        if return_weights or (x.shape[1] < 64 and not x.is_cuda):
             out, weights = scaled_dot_product_attention(q, k, v, bias)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

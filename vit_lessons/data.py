@@ -19,7 +19,7 @@ __all__ = ["load_digits", "load_photograph"]
 def load_photograph(
     name: str = "china", size: int | tuple[int, int] | None = None
 ) -> Tensor:
-    """Load one of two colour photographs.
+    """Load one of two color photographs.
 
     Args:
         name: "china" (a palace and trees) or "flower" (a dahlia).

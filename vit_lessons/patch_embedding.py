@@ -5,7 +5,6 @@ Chapter: notebooks/01_patch_embedding.ipynb
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -104,9 +103,8 @@ def unpatchify(
 class PatchEmbed(nn.Module):
     """Cut images into patches and project each patch to a token.
 
-    The projection is one matrix for all patches. It is stored as the kernel
-    of a strided convolution, as published weights are, and applied as a
-    matrix product, which is faster.
+    The projection is one matrix for all patches. A convolution whose stride
+    is its kernel size applies it, and PyTorch weights are stored for that.
 
     Args:
         patch_size: Patch side P, or (height, width), in pixels.
@@ -117,7 +115,7 @@ class PatchEmbed(nn.Module):
         images: (B, C, H, W) -> (B, N, D) with N = H / P * W / P
 
     Raises:
-        ValueError: images is not (B, C, H, W), C is not in_chans, or P does
+        ValueError: images is not (B, C, H, W) with C = in_chans, or P does
             not divide H and W.
 
     Source: Dosovitskiy et al. 2021, equation 1,
@@ -137,11 +135,16 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = patchify(images, self.patch_size)  # (B, N, C * P * P)
-        if images.shape[1] != self.proj.in_channels:
+        channels, (p1, p2) = self.proj.in_channels, self.patch_size
+        if (
+            images.ndim != 4
+            or images.shape[1] != channels
+            or images.shape[2] % p1
+            or images.shape[3] % p2
+        ):
             raise ValueError(
-                f"images must have {self.proj.in_channels} channels, "
-                f"got {tuple(images.shape)}"
+                f"images must be (B, {channels}, H, W) with H a multiple of "
+                f"{p1} and W a multiple of {p2}, got {tuple(images.shape)}"
             )
-        weight = self.proj.weight.flatten(1)  # (D, C * P * P)
-        return F.linear(patches, weight, self.proj.bias)  # (B, N, D)
+        tokens = self.proj(images)  # (B, D, gh, gw)
+        return tokens.flatten(2).transpose(1, 2)  # (B, N, D)

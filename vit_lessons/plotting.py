@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from cycler import cycler
 from einops import rearrange
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
@@ -164,8 +165,8 @@ def show_attention(
         weights.numpy(force=True),
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         cmap="inferno",
-        alpha=0.55,
-        vmin=0,
+        norm=PowerNorm(0.5, vmin=0),  # small weights show too
+        alpha=0.6,
     )
     ax.figure.colorbar(heat, ax=ax, label="attention weight", shrink=0.8)
     if query is not None:

@@ -89,9 +89,10 @@ def show_patch_grid(
     # Pixel 0 reaches from -0.5 to 0.5.
     ax.hlines([y - 0.5 for y in range(p1, height, p1)], -0.5, width - 0.5)
     ax.vlines([x - 0.5 for x in range(p2, width, p2)], -0.5, height - 0.5)
-    shadow = [Stroke(linewidth=2, foreground="black"), Normal()]
+    thin = min(1.0, 14 * p2 / width)  # many lines must not hide the image
+    shadow = [Stroke(linewidth=2 * thin, foreground="black"), Normal()]
     for lines in ax.collections:
-        lines.set(color="white", linewidth=1, path_effects=shadow)
+        lines.set(color="white", linewidth=thin, path_effects=shadow)
     return ax
 
 

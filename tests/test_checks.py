@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import random
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,13 @@ from vit_lessons.attention import (
     MultiHeadSelfAttention,
     scaled_dot_product_attention,
 )
-from vit_lessons.checks import attention, check, exercises, patch_embedding
+from vit_lessons.checks import (
+    attention,
+    check,
+    compare,
+    exercises,
+    patch_embedding,
+)
 from vit_lessons.checks.exercise import ModuleExercise
 from vit_lessons.patch_embedding import PatchEmbed, patchify, unpatchify
 
@@ -625,8 +633,161 @@ def mean_weights(self, x, return_weights=False):
     return (out, weights.mean(dim=1)) if return_weights else out
 
 
+# Natural first mistakes; most of them raise.
+
+
+def all_in_one(images, patch_size, dim=0):
+    must_divide(images, patch_size)
+    p1, p2 = pair(patch_size)
+    rows = images.split(p1, dim=2)
+    patches = [patch for row in rows for patch in row.split(p2, dim=3)]
+    return torch.stack([patch.flatten() for patch in patches], dim)
+
+
+def all_in_columns(images, patch_size):
+    return all_in_one(images, patch_size, dim=1)
+
+
+def all_in_one_batch(images, patch_size):
+    return all_in_one(images, patch_size).unsqueeze(0)
+
+
+def patchify_pairs(images, patch_size):
+    p1, p2 = patch_size
+    return patchify_with_permute(images, (p1, p2))
+
+
+def patchify_one_image(images, patch_size):
+    c, height, width = images.shape
+    return patchify_with_permute(images.view(1, c, height, width), patch_size)
+
+
+def unpatchify_ints(patches, patch_size, grid_size):
+    channels = patches.shape[2] // patch_size**2
+    x = patches.reshape(
+        *(len(patches), grid_size, grid_size),
+        *(channels, patch_size, patch_size),
+    )
+    side = grid_size * patch_size
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, side, side)
+
+
+def unpatchify_pair_grid(patches, patch_size, grid_size):
+    grid_size = grid_size[0], grid_size[1]
+    return unpatchify_with_permute(patches, patch_size, grid_size)
+
+
+def keys_fully_transposed(q, k, v, bias=None):
+    scores = q @ k.T / q.shape[-1] ** 0.5
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return weights @ v, weights
+
+
+def keys_of_three_axes(q, k, v, bias=None):
+    scores = torch.matmul(q, k.transpose(1, 2)) / q.shape[-1] ** 0.5
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return weights @ v, weights
+
+
+def keys_by_bmm(q, k, v, bias=None):
+    scores = torch.bmm(q, k.transpose(1, 2)) / q.shape[-1] ** 0.5
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return torch.bmm(weights, v), weights
+
+
+def keys_as_they_are(q, k, v, bias=None):
+    weights = (q @ k / q.shape[-1] ** 0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def numbers_of_queries(q, k, v, bias=None):
+    scores = q * k / q.shape[-1] ** 0.5
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return weights * v, weights
+
+
+def numbers_of_keys(q, k, v, bias=None):
+    weights = (q * k).sum(-1).div(q.shape[-1] ** 0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def numbers_of_values(q, k, v, bias=None):
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+    return weights * v, weights
+
+
+def loops_of_the_chapter(q, k, v, bias=None):
+    output = torch.zeros(len(q), v.shape[1])
+    for i in range(len(q)):
+        scores = torch.zeros(len(k))
+        for j in range(len(k)):
+            scores[j] = (q[i] * k[j]).sum() / q.shape[1] ** 0.5
+        weights = scores.exp() / scores.exp().sum()
+        for j in range(len(k)):
+            output[i] += weights[j] * v[j]
+    return output
+
+
+def loops_over_tables(q, k, v, bias=None):
+    n, d = q.shape
+    scores = torch.zeros(n, len(k))
+    for i in range(n):
+        for j in range(len(k)):
+            scores[i, j] = q[i] @ k[j] / d**0.5
+    weights = scores.softmax(-1)
+    return weights @ v, weights
+
+
+def truth_of_bias(q, k, v, bias=None):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if bias:
+        scores = scores + bias
+    weights = scores.softmax(-1)
+    return weights @ v, weights
+
+
+def root_of_int(q, k, v, bias=None):
+    return attend(q, k, v, 1 / torch.sqrt(q.shape[-1]), bias)
+
+
+def three_on_the_wrong_axis(self, x):
+    q, k, v = rearrange(
+        self.qkv(x), "b n (three h d) -> b three h n d", three=3, h=self.heads
+    )
+    return self.proj(merge_heads(attend(q, k, v, q.shape[-1] ** -0.5)[0]))
+
+
+def pair_merged(self, x):
+    out = attend_fused(*split_heads(self, x))
+    return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+
+def pair_transposed(self, x):
+    return self.proj(merge_heads(attend_fused(*split_heads(self, x))))
+
+
+def pair_projected(self, x):
+    return self.proj(attend_fused(*split_heads(self, x)))
+
+
+def self_attend_one_sequence(self, x):
+    n, d = x.shape
+    return self_attend_head_by_head(self, x.view(1, n, d))
+
+
+def self_attend_keys_transposed(self, x):
+    q, k, v = split_heads(self, x)
+    weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+    return self.proj(merge_heads(weights @ v))
+
+
 WRONG = {
     "patchify": [
+        (all_in_one, "flattened together with the batch"),
+        (all_in_columns, "flattened together with the batch"),
+        (all_in_one_batch, "flattened together with the batch"),
+        (patchify_pairs, "An int is used as a pair"),
+        (patchify_one_image, "Your code unpacks fewer axes than there are"),
         (columns_first, "column by column"),
         (channels_last, "the channel stands in the wrong place"),
         (without_border, "Border pixels are dropped"),
@@ -642,6 +803,8 @@ WRONG = {
         (in_double, "not their dtype"),
     ],
     "unpatchify": [
+        (unpatchify_ints, "Right for a grid_size that is an int only"),
+        (unpatchify_pair_grid, "An int is used as a pair"),
         (mae_unpatchify, "the channel stands in the wrong place"),
         (square_unpatchify, "square grids only"),
         (unchecked_unpatchify, "do not fill the grid"),
@@ -661,6 +824,18 @@ WRONG = {
         (embed_and_spoil, "changes its input in place"),
     ],
     "scaled_dot_product_attention": [
+        (keys_fully_transposed, "The wrong axes of the keys are swapped"),
+        (keys_of_three_axes, "The wrong axes of the keys are swapped"),
+        (keys_by_bmm, "Right for three axes only"),
+        (keys_as_they_are, "The keys are not transposed"),
+        (numbers_of_queries, "Queries and keys are multiplied number by"),
+        (numbers_of_queries, "Weights and values are multiplied number by"),
+        (numbers_of_keys, "Queries and keys are multiplied number by"),
+        (numbers_of_values, "Weights and values are multiplied number by"),
+        (loops_of_the_chapter, "Right for tables of two axes only"),
+        (loops_over_tables, "Right for tables of two axes only"),
+        (truth_of_bias, "write `if bias is not None`"),
+        (root_of_int, "write q.shape[-1] ** 0.5."),
         (unscaled, "The scale is missing"),
         (scaled_by_tokens, "The scale uses the number of tokens"),
         (scaled_for_64, "The scale is a fixed number"),
@@ -676,6 +851,12 @@ WRONG = {
         (dropped_weights, "Dropout is on"),
     ],
     "MultiHeadSelfAttention": [
+        (three_on_the_wrong_axis, "takes a tensor apart along its first axis"),
+        (pair_merged, "A tuple is used as one tensor"),
+        (pair_transposed, "A tuple is used as one tensor"),
+        (pair_projected, "A tuple is used as one tensor"),
+        (self_attend_one_sequence, "Your code unpacks fewer axes"),
+        (self_attend_keys_transposed, "The wrong axes of the keys are"),
         (merged_without_transpose, "The heads are merged by a reshape"),
         (split_by_reshape, "A reshape to (B, h, N, d) mixes"),
         (split_by_view, "view needs axes that are in order"),
@@ -1066,10 +1247,163 @@ def test_the_same_candidate_gets_the_same_report():
         assert check("PatchEmbed", candidate) == first
 
 
-def test_a_forward_without_bias_is_told_that_the_bias_was_not_run():
+def test_one_closing_line_says_which_arguments_were_not_run():
     candidate = attention_class(self_attend_head_by_head)
     report = check("MultiHeadSelfAttention", candidate).report
-    assert "not run a bias for each pair: your forward takes no bias" in report
+    assert report.count("not run") == 1
+    assert report.splitlines()[-1] == (
+        "  not run 5 cases with bias, return_weights, which your code does not "
+        "take"
+    )
+
+
+def test_a_failed_report_says_too_what_was_not_run():
+    candidate = attention_class(one_head)
+    *_, left_out, last = check(
+        "MultiHeadSelfAttention", candidate
+    ).report.splitlines()
+    assert left_out.startswith("  not run 5 cases with bias, return_weights")
+    assert last.startswith("Likely mistake: ")
+
+
+# The reader's line in the report of an error.
+
+
+def helper_raises(images, patch_size):
+    return cut_in_two(images, images.shape)
+
+
+def cut_in_two(images, shape):
+    return images[:, : shape // 2]
+
+
+def package_raises(images, patch_size):
+    return patchify(images[0], patch_size)
+
+
+def einops_raises(images, patch_size):
+    return rearrange(images, "b c h w -> b (h w)")
+
+
+def long_line_raises(images, patch_size):
+    return torch.reshape(
+        images,
+        (images, patch_size),
+    )
+
+
+def python_raises(images, patch_size):
+    return random.sample(images, patch_size)
+
+
+NO_SOURCE = {}
+exec("def no_source(images, patch_size): return images // 'a'", NO_SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "line"),
+    [
+        (helper_raises, "return images[:, : shape // 2]"),
+        (package_raises, "return patchify(images[0], patch_size)"),
+        (long_line_raises, "return torch.reshape( ..."),
+        (python_raises, "return random.sample(images, patch_size)"),
+        (einops_raises, 'return rearrange(images, "b c h w -> b (h w)")'),
+    ],
+)
+def test_an_error_is_reported_with_the_readers_own_line(candidate, line):
+    first = check("patchify", candidate).report.splitlines()[1]
+    assert first.endswith(f" (in: {line})")
+
+
+PACKAGE_FOLDER = Path(compare.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        ("/tmp/ipykernel_7/1.py", True),
+        (f"{PACKAGE_FOLDER}_of_mine/attention.py", True),
+        (f"{PACKAGE_FOLDER}/attention.py", False),
+        (random.__file__, False),
+        ("/home/a/.local/lib/python3.12/site-packages/einops/e.py", False),
+        ("/usr/local/lib/python3.12/dist-packages/torch/t.py", False),
+        ("<frozen importlib._bootstrap>", False),
+    ],
+)
+def test_code_of_packages_and_of_python_is_not_the_readers(filename, expected):
+    assert compare.is_the_readers(filename) == expected
+
+
+@pytest.mark.parametrize("candidate", [NO_SOURCE["no_source"], torch.matmul])
+def test_a_line_that_is_not_known_is_left_out(candidate):
+    report = check("patchify", candidate).report
+    assert "raised TypeError" in report
+    assert "(in:" not in report
+
+
+def test_a_class_that_cannot_be_built_is_told_its_own_line():
+    line = "self.proj = nn.Conv2d(in_chans, embed_dim, patch_size)"
+    assert f"(in: {line})" in check("PatchEmbed", NoSuper).report
+
+
+def test_an_unknown_error_does_not_speak_of_shapes_and_numbers():
+    last = check("patchify", helper_raises).report.splitlines()[-1]
+    assert last == (
+        "This check does not know the mistake. Your code stops with the error "
+        "shown above."
+    )
+
+
+def test_a_refused_parameter_is_no_error_of_the_code():
+    class Embed(embed_class(embed_by_convolution)):
+        def __init__(self, patch_size, in_chans, embed_dim):
+            embed_dim = min(embed_dim, 10)  # wrong in the last case only
+            super().__init__(patch_size, in_chans, embed_dim)
+
+    report = check("PatchEmbed", Embed).report
+    assert "The parameter proj.weight must have shape" in report
+    assert "stops with the error" not in report
+
+
+def test_an_unknown_difference_speaks_of_shapes_and_numbers():
+    result = check("patchify", shaped("patchify", torch.zeros_like))
+    assert "Compare the shapes and numbers above" in result.report
+
+
+@pytest.mark.parametrize(
+    ("name", "candidate"),
+    [
+        ("patchify", without_border),
+        ("unpatchify", unchecked_unpatchify),
+        ("PatchEmbed", embed_class(embed_without_check)),
+    ],
+)
+def test_a_missing_refusal_does_not_prescribe_the_exception(name, candidate):
+    report = check(name, candidate).report
+    assert "must raise an error, and does not" in report
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (None, "not a tuple of 2 (a tensor and None)."),
+        (0.5, "not a tuple of 2 (a tensor and a value of type float)."),
+    ],
+)
+def test_a_wrong_pair_is_told_what_its_elements_are(second, words):
+    def form(q, k, v, bias=None):
+        return output_alone(q, k, v, bias), second
+
+    cause = check("scaled_dot_product_attention", form).cause
+    assert cause.endswith(words)
+
+
+def test_a_long_list_is_told_by_its_length_alone():
+    def form(images, patch_size):
+        return list(images.flatten())
+
+    cause = check("patchify", form).cause
+    assert cause == "Your code must return a tensor, not a list of 108."
 
 
 def spoil_settings(images, patch_size):

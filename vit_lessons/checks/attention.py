@@ -40,6 +40,34 @@ BIAS_INFINITE = (
     "that its weight is 0."
 )
 
+ERRORS = {
+    "Boolean value of Tensor": (
+        "A tensor with several numbers is neither true nor false: write "
+        "`if bias is not None`."
+    ),
+    "sqrt(): argument 'input'": (
+        "torch.sqrt needs a tensor, and q.shape[-1] is an int: write "
+        "q.shape[-1] ** 0.5."
+    ),
+}
+TUPLE = (
+    "A tuple is used as one tensor: unpack it first, as in output, weights = "
+    "attention(q, k, v)."
+)
+SELF_ERRORS = ERRORS | {
+    "not enough values to unpack (expected 3": (
+        "Unpacking takes a tensor apart along its first axis: bring the axis "
+        "of queries, keys and values to the front, (three, B, h, N, d)."
+    ),
+    "too many values to unpack": (
+        "Your code unpacks fewer axes than there are: x is (B, N, D), and q, k "
+        "and v are (B, h, N, d)."
+    ),
+    "must be Tensor, not tuple": TUPLE,
+    "'tuple' object has no attribute": TUPLE,
+    "<class 'tuple'>": TUPLE,
+}
+
 
 def _attend(
     scale: Callable = lambda q, k, v: q.shape[-1] ** -0.5,
@@ -131,6 +159,23 @@ ATTENTION_MISTAKES = (
         "The keys are reshaped to (d, M), which mixes their numbers: transpose "
         "them, k.transpose(-2, -1).",
         {"score": lambda q, k, scale: q @ _reshaped(k) * scale},
+    ),
+    Mistake(
+        "The wrong axes of the keys are swapped: swap the last two, "
+        "k.transpose(-2, -1).",
+        {"score": lambda q, k, scale: q @ k.T * scale},
+        {"score": lambda q, k, scale: q @ k.transpose(1, 2) * scale},
+    ),
+    Mistake(
+        "The keys are not transposed: compute q @ k.transpose(-2, -1).",
+        {"score": lambda q, k, scale: q @ k * scale},
+    ),
+    Mistake(
+        "Queries and keys are multiplied number by number: each query needs "
+        "its dot product with each key, q @ k.transpose(-2, -1).",
+        {"score": lambda q, k, scale: q * k * scale},
+        {"score": lambda q, k, scale: q * k.mT * scale},
+        {"score": lambda q, k, scale: (q * k).sum(-1) * scale},
     ),
     Mistake(
         "Queries and keys are normalized to length 1: use the plain dot "
@@ -258,6 +303,11 @@ ATTENTION_MISTAKES = (
         {"average": lambda weights, q, k, v: weights @ q},
     ),
     Mistake(
+        "Weights and values are multiplied number by number: compute the "
+        "matrix product weights @ v.",
+        {"average": lambda weights, q, k, v: weights * v},
+    ),
+    Mistake(
         "The weights are transposed: row i holds the weights of query i.",
         {"average": lambda weights, q, k, v: weights.mT @ v},
     ),
@@ -371,6 +421,22 @@ ATTENTION = Exercise(
         ),
     ),
     wrong_forms=_attention_forms,
+    errors=ERRORS,
+    simpler=(
+        Case(
+            "one table",
+            _qkv(m=5),
+            "Right for tables of two axes only: here batch and heads come "
+            "first, (B, h, N, d), so count the axes from the end: N is "
+            "q.shape[-2].",
+        ),
+        Case(
+            "no axis of heads",
+            _qkv(2, m=5),
+            "Right for three axes only: the heads are one more, (B, h, N, d), "
+            "so count the axes from the end, k.transpose(-2, -1).",
+        ),
+    ),
 )
 
 
@@ -626,6 +692,7 @@ SELF_ATTENTION = ModuleExercise(
         ),
     ),
     wrong_forms=_self_attention_forms,
+    errors=SELF_ERRORS,
 )
 
 EXERCISES = (ATTENTION, SELF_ATTENTION)

@@ -63,7 +63,9 @@ def kind(thing: object) -> str:
     if isinstance(thing, tuple | list):
         if len(thing) == 2 and all(isinstance(t, Tensor) for t in thing):
             return "a pair of tensors"
-        return f"a {type(thing).__name__} of {len(thing)}"
+        parts = ["None" if part is None else kind(part) for part in thing[:3]]
+        parts = f" ({' and '.join(parts)})" if 0 < len(thing) <= 3 else ""
+        return f"a {type(thing).__name__} of {len(thing)}{parts}"
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
     if isinstance(thing, Tensor):

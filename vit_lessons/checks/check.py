@@ -15,6 +15,15 @@ _EXERCISES: dict[str, Exercise] = {
     for exercise in chapter.EXERCISES
 }
 
+UNKNOWN = (
+    "This check does not know the mistake. Compare the shapes and numbers "
+    "above with the definition in the chapter."
+)
+STOPPED = (
+    "This check does not know the mistake. Your code stops with the error "
+    "shown above."
+)
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -73,30 +82,38 @@ def _check(exercise: Exercise, candidate: object) -> CheckResult:
     except Refusal as refusal:
         return _failed(name, [], str(refusal))
     outcomes = [exercise.run(candidate, case) for case in exercise.cases]
-    lines = [_line(outcome) for outcome in outcomes]
-    if any(outcome.problem for outcome in outcomes):
+    lines = [_line(outcome) for outcome in outcomes if not outcome.skipped]
+    left_out = _left_out(outcomes)
+    if failed := [outcome for outcome in outcomes if outcome.problem]:
         cause = exercise.diagnose(candidate, outcomes)
-        return _failed(name, lines, cause)
+        unknown = STOPPED if failed[0].has_raised() else UNKNOWN
+        return _failed(name, [*lines, *left_out], cause, unknown)
     if cause := exercise.gradient_problem(candidate):
-        return _failed(name, [*lines, "  FAILED  gradients"], cause)
-    lines = [f"{name}: all passed.", *lines, "  passed  gradients"]
+        lines += ["  FAILED  gradients", *left_out]
+        return _failed(name, lines, cause)
+    lines = [f"{name}: all passed.", *lines, "  passed  gradients", *left_out]
     return CheckResult(name, True, report="\n".join(lines))
 
 
+def _left_out(outcomes: list[Outcome]) -> list[str]:
+    """One line for all cases that need what the candidate does not take."""
+    skipped = [outcome.skipped for outcome in outcomes if outcome.skipped]
+    if not skipped:
+        return []
+    names = ", ".join(dict.fromkeys(n for names in skipped for n in names))
+    cases = "1 case" if len(skipped) == 1 else f"{len(skipped)} cases"
+    return [f"  not run {cases} with {names}, which your code does not take"]
+
+
 def _line(outcome: Outcome) -> str:
-    if outcome.skipped:
-        return f"  not run {outcome.case.label}: {outcome.skipped}"
     if outcome.problem:
         return f"  FAILED  {outcome.case.label}: {outcome.problem}"
     return f"  passed  {outcome.case.label}"
 
 
-def _failed(name: str, lines: list[str], cause: str | None) -> CheckResult:
-    last = (
-        f"Likely mistake: {cause}"
-        if cause
-        else "This check does not know the mistake. Compare the shapes and "
-        "numbers above with the definition in the chapter."
-    )
+def _failed(
+    name: str, lines: list[str], cause: str | None, unknown: str = ""
+) -> CheckResult:
+    last = f"Likely mistake: {cause}" if cause else unknown
     report = "\n".join([f"{name}: not right yet.", *lines, last])
     return CheckResult(name, False, cause, report=report)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +16,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vit_lessons.checks.candidate import Refusal, kind
+
+NOT_THE_READERS = (
+    f"{Path(__file__).parents[1]}{os.sep}",  # this package
+    f"{sysconfig.get_path('stdlib')}{os.sep}",
+    "<frozen",
+)
 
 
 @contextmanager
@@ -117,7 +127,7 @@ def compare(expected: Any, got: Any) -> tuple[str | None, str | None]:
     if isinstance(expected, Exception):
         if isinstance(got, BaseException):
             return None, None
-        return f"must raise {type(expected).__name__}, and does not", None
+        return "must raise an error, and does not", None
     if isinstance(got, BaseException):
         return _compare_error(got)
     if got is None:
@@ -156,6 +166,33 @@ def first_line(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *text(error).splitlines()[:1]])
 
 
+def is_the_readers(filename: str) -> bool:
+    """Is this file no part of this package, of Python or of a library?"""
+    libraries = {"site-packages", "dist-packages"}
+    return not (
+        filename.startswith(NOT_THE_READERS)
+        or libraries.intersection(Path(filename).parts)
+    )
+
+
+def raised(error: BaseException) -> str:
+    """What an exception says, and the line of the reader that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    known = [f for f in frames if f.line and is_the_readers(f.filename)]
+    if not known:
+        return f"raised {first_line(error)}"
+    last = known[-1]
+    more = " ..." if (last.end_lineno or 0) > last.lineno else ""
+    return f"raised {first_line(error)} (in: {last.line}{more})"
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Are these the same result, or errors that say the same?"""
+    if isinstance(one, BaseException) and isinstance(other, BaseException):
+        return first_line(one) == first_line(other)
+    return same(one, other)
+
+
 def _compare_error(error: BaseException) -> tuple[str, str | None]:
     if isinstance(error, Refusal):
         return text(error), None
@@ -168,4 +205,4 @@ def _compare_error(error: BaseException) -> tuple[str, str | None]:
         )
     elif isinstance(error, NotImplementedError) and not text(error):
         cause = "A part of your code still raises NotImplementedError."
-    return f"raised {first_line(error)}", cause
+    return raised(error), cause

@@ -26,11 +26,12 @@ from vit_lessons.checks.candidate import (
 from vit_lessons.checks.catalogue import WrongForm
 from vit_lessons.checks.compare import (
     NoDropout,
+    alike,
     attempt,
     clone,
     compare,
-    first_line,
     isolate,
+    raised,
     reverse,
     same,
     tensors,
@@ -92,7 +93,13 @@ class Outcome:
     got: Any = None
     problem: str | None = None
     cause: str | None = None
-    skipped: str | None = None
+    skipped: tuple[str, ...] = ()
+
+    def has_raised(self) -> bool:
+        """Did the candidate stop with an error where it must not?"""
+        is_error = isinstance(self.got, BaseException)
+        is_refusal = isinstance(self.got, Refusal)  # nothing was called
+        return bool(self.problem) and is_error and not is_refusal
 
     def is_readable(self) -> bool:
         """Does the result show which wrong form the candidate is?"""
@@ -113,11 +120,16 @@ class Exercise:
         cases: From the simplest to the fullest.
         wrong_forms: Makes the catalogue. A function, so that it is only
             made when a candidate fails.
+        errors: Words in the text of an exception, and what they mean here.
+        simpler: Run only when the first case fails; the cause of such a
+            case is the likely mistake if it passes.
     """
 
     reference: Callable[..., Any]
     cases: tuple[Case, ...]
     wrong_forms: Callable[[], Iterable[WrongForm]]
+    errors: dict[str, str] = field(default_factory=dict)
+    simpler: tuple[Case, ...] = ()
 
     @property
     def name(self) -> str:
@@ -139,9 +151,9 @@ class Exercise:
                     f"and it takes ({arguments(candidate)})."
                 )
 
-    def missing(self, candidate: Any, case: Case) -> str | None:
-        """Why a case is left out for this candidate, or None."""
-        return None
+    def missing(self, candidate: Any, case: Case) -> tuple[str, ...]:
+        """The arguments of a case that the candidate does not take."""
+        return ()
 
     def ready(self, candidate: Any, case: Case) -> Callable[..., Any]:
         """What to call with the arguments of this case."""
@@ -171,7 +183,11 @@ class Exercise:
             problem, cause = "the input has changed", IN_PLACE
         elif not problem and not same(expected_again, got_again):
             problem, cause = "right in one call, wrong in the next", STATE
-        return Outcome(case, expected, got, problem, cause)
+        outcome = Outcome(case, expected, got, problem, cause)
+        if outcome.has_raised() and not cause:
+            meanings = [m for w, m in self.errors.items() if w in text(got)]
+            outcome = replace(outcome, cause=next(iter(meanings), None))
+        return outcome
 
     def diagnose(self, candidate: Any, outcomes: list[Outcome]) -> str | None:
         """The likely mistake in one sentence, or None."""
@@ -183,9 +199,21 @@ class Exercise:
             return IN_PLACE
         if self._is_right_without_dropout(candidate, ran):
             return DROPOUT
-        causes = [self._recognize(ran), failed[0].case.cause]
+        causes = [self._recognize(ran)]
+        if ran[0].problem:
+            causes.append(self._is_right_only_for(candidate))
+        causes.append(failed[0].case.cause)
         causes += [outcome.cause for outcome in failed]
         return next(filter(None, causes), None)
+
+    def _is_right_only_for(self, candidate: Any) -> str | None:
+        """The cause of the first simpler case that the candidate passes."""
+        for case in self.simpler:
+            [expected] = self.call(self.reference, case)
+            [got] = self.call(candidate, case.map(clone))
+            if same(expected, got) or same(tensors(expected)[0], got):
+                return case.cause
+        return None
 
     def _is_right_without_dropout(
         self, candidate: Any, outcomes: list[Outcome]
@@ -200,7 +228,11 @@ class Exercise:
         """The cause of the wrong form that returns all that was returned."""
         readable = [outcome for outcome in outcomes if outcome.is_readable()]
         if not any(outcome.problem for outcome in readable):
-            return None
+            # Nothing but errors: look for the form that raises all of them.
+            raising = [o for o in outcomes if o.has_raised() and not o.cause]
+            if not raising:
+                return None
+            readable += raising
         # The failed cases first: they tell the wrong forms apart.
         readable.sort(key=lambda outcome: not outcome.problem)
         with torch.no_grad():
@@ -210,7 +242,7 @@ class Exercise:
             ]
             for wrong in self.wrong_forms():
                 if all(
-                    same(attempt(wrong.form, *args, **kwargs), o.got)
+                    alike(attempt(wrong.form, *args, **kwargs), o.got)
                     for (args, kwargs), o in zip(calls, readable, strict=True)
                 ):
                     return wrong.cause
@@ -281,20 +313,15 @@ class ModuleExercise(Exercise):
         if isinstance(module, Refusal):
             raise module
         if isinstance(module, BaseException):
-            raise Refusal(
-                f"Your class cannot be built: it raised {first_line(module)}"
-            )
+            raise Refusal(f"Your class cannot be built: it {raised(module)}")
 
-    def missing(self, candidate: Any, case: Case) -> str | None:
-        """Why a case is left out: an optional argument is not taken."""
-        for name in case.init:
-            if name not in self.cases[0].init and not accepts(
-                candidate, **case.init
-            ):
-                return f"your constructor takes no {name}"
+    def missing(self, candidate: Any, case: Case) -> tuple[str, ...]:
+        """The optional arguments of a case that are not taken."""
+        if not accepts(candidate, **case.init):
+            return tuple(n for n in case.init if n not in self.cases[0].init)
         if not accepts(candidate.forward, None, *case.args, **case.kwargs):
-            return f"your forward takes no {', '.join(case.kwargs)}"
-        return None
+            return tuple(case.kwargs)
+        return ()
 
     def build(self, case: Case) -> nn.Module:
         """The package's module with weights that are neither 0 nor tiny."""

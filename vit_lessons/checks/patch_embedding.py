@@ -69,6 +69,20 @@ NO_PERMUTE = (
 OVERLAP = (
     "The patches overlap: the step from patch to patch, the stride, must be P."
 )
+INT = (
+    "An int is used as a pair: patch_size and grid_size may be an int, which "
+    "stands for a square."
+)
+ERRORS = {
+    "cannot unpack non-iterable int": INT,
+    "'int' object is not subscriptable": INT,
+    "must be an iterable, not int": INT,
+    "object of type 'int' has no len": INT,
+    "too many values to unpack": (
+        "Your code unpacks fewer axes than there are: images are (B, C, H, W), "
+        "and patches are (B, N, C * P * P)."
+    ),
+}
 
 ORDER = (
     Mistake(COLUMNS_FIRST, {"grid": "(gw gh)"}),
@@ -160,6 +174,13 @@ def _patchify_forms() -> Iterator[WrongForm]:
             {"layout": "(gh gw b) {patch}"},
         ),
         Mistake(
+            "Each patch is flattened together with the batch: keep the batch "
+            "axis apart, patch.flatten(1).",
+            {"layout": "{grid} (b c p1 p2)"},
+            {"layout": "(b c p1 p2) {grid}"},
+            {"layout": "1 {grid} (b c p1 p2)"},
+        ),
+        Mistake(
             "A patch must be flat, one axis of C * P * P numbers.",
             {"layout": "b {grid} c p1 p2"},
             {"layout": "b {grid} p1 p2 c"},
@@ -201,6 +222,7 @@ PATCHIFY = Exercise(
         Case("all axes different", (_images(2, 3, 35, 24), (7, 6))),
     ),
     wrong_forms=_patchify_forms,
+    errors=ERRORS,
 )
 
 
@@ -297,9 +319,15 @@ def _unpatchify_forms() -> Iterator[WrongForm]:
 UNPATCHIFY = Exercise(
     unpatchify,
     cases=(
-        Case("three channels, P = 2, 3 x 3", (_images(1, 9, 12), 2, (3, 3))),
-        Case("one channel", (_images(1, 9, 4), 2, (3, 3)), CHANNELS),
-        Case("two images", (_images(2, 9, 12), 2, (3, 3)), SEVERAL_IMAGES),
+        Case("three channels, P = 2, 3 x 3", (_images(1, 9, 12), 2, 3)),
+        Case("one channel", (_images(1, 9, 4), 2, 3), CHANNELS),
+        Case("two images", (_images(2, 9, 12), 2, 3), SEVERAL_IMAGES),
+        Case(
+            "a grid given as (3, 3)",
+            (_images(1, 9, 12), 2, (3, 3)),
+            "Right for a grid_size that is an int only: it may be a pair, "
+            "(gh, gw).",
+        ),
         Case(
             "a grid of 2 x 3",
             (_images(1, 6, 12), 2, (2, 3)),
@@ -311,11 +339,6 @@ UNPATCHIFY = Exercise(
             SQUARE_PATCHES,
         ),
         Case(
-            "a grid given as an int",
-            (_images(1, 9, 12), 2, 3),
-            "grid_size may be an int, which stands for a square grid.",
-        ),
-        Case(
             "12 patches for a grid of 3 x 3",
             (_images(1, 12, 12), 2, (3, 3)),
             "Patches that do not fill the grid are accepted: raise a "
@@ -324,6 +347,7 @@ UNPATCHIFY = Exercise(
         Case("all axes different", (_images(2, 20, 126), (7, 6), (5, 4))),
     ),
     wrong_forms=_unpatchify_forms,
+    errors=ERRORS,
 )
 
 
@@ -427,6 +451,7 @@ PATCH_EMBED = ModuleExercise(
         _embed_case("all axes different", (2, 3, 35, 24), ((7, 6), 3, 11)),
     ),
     wrong_forms=_patch_embed_forms,
+    errors=ERRORS,
 )
 
 EXERCISES = (PATCHIFY, UNPATCHIFY, PATCH_EMBED)

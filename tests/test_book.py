@@ -1,6 +1,7 @@
 """The built book: numbers, links, and what a browser makes of it."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -323,6 +324,49 @@ def test_the_picture_leads_to_the_chapters_it_shows(soups, chapters):
         assert shown == {page for page, n in chapters.items() if n <= 7}
 
 
+@pytest.mark.parametrize(
+    ("text", "linked"),
+    [
+        ("as in chapter 04.", "as in [chapter 04](/notebooks/04_x.ipynb)."),
+        ("Swin (chapter 15)", "Swin (chapter 15[planned]{.planned})"),
+        ("chapter 01 and chapter 99", "chapter 01 and chapter 99"),
+        ("## Chapter 04\n", "## Chapter 04\n"),
+        ("`chapter 04`", "`chapter 04`"),
+        ("```\nchapter 04\n```", "```\nchapter 04\n```"),
+        (r"$\text{chapter 04}$", r"$\text{chapter 04}$"),
+        ("$$\n\\text{chapter 04}\n$$", "$$\n\\text{chapter 04}\n$$"),
+        ("[see chapter 04](x)", "[see chapter 04](x)"),
+        ('<img alt="chapter 04">', '<img alt="chapter 04">'),
+    ],
+)
+def test_chapters_are_linked_in_the_text_alone(text, linked):
+    pytest.importorskip("sphinx")
+    from chapters import link_mentions
+
+    pages = {"04": "notebooks/04_x", "15": None}
+    assert link_mentions(text, pages) == linked
+
+
+def test_a_chapter_that_the_text_speaks_of_is_linked_or_marked(soups, chapters):
+    wrong = []
+    for page, own in chapters.items():
+        for text in (
+            soups[page]
+            .select_one("article")
+            .find_all(string=re.compile(r"[Cc]hapter \d\d\b"))
+        ):
+            if text.find_parent(["code", "pre", "h1", "h2", "h3"]):
+                continue
+            link, mark = text.find_parent("a"), text.find_next_sibling("span")
+            for number in map(int, re.findall(r"hapter (\d\d)", text)):
+                there = number in chapters.values()
+                if number != own and not (
+                    link if there else mark and mark["class"] == ["planned"]
+                ):
+                    wrong.append((page, text))
+    assert wrong == []
+
+
 def test_a_chapter_links_to_colab_and_to_its_module(soups, chapters):
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     url, branch = config["repository"]["url"], config["repository"]["branch"]
@@ -444,6 +488,101 @@ def test_every_answer_is_on_the_printed_page(card, tab):
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     answers = tab.locator(".recall-answer")
     assert all(answer.is_visible() for answer in answers.all())
+
+
+CUT = """(selector) => [...document.querySelectorAll(selector)]
+    .filter((box) => !box.parentElement.closest(".katex"))
+    .filter((box) => box.scrollWidth > box.clientWidth)
+    .map((box) => box.outerHTML.slice(0, 90))"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_in_an_open_card_is_cut(card, tab, size):
+    width, height = SIZES[size]
+    tab.set_viewport_size({"width": width, "height": height})
+    tab.evaluate(
+        "document.querySelectorAll('.recall-card').forEach(c => c.open = true)"
+    )
+    tab.evaluate("document.fonts.ready")
+    assert tab.evaluate(CUT, ".recall-card, .recall-card *") == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_error_is_not_cut(tab, site, chapters, size):
+    width, height = SIZES[size]
+    tab.set_viewport_size({"width": width, "height": height})
+    cut = {}
+    for page in chapters:
+        tab.goto(site + page)
+        tab.locator(".traceback pre").first.wait_for()
+        cut[page] = tab.evaluate(CUT, ".traceback pre, .stderr pre")
+    assert cut == {page: [] for page in chapters}
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_what_goes_on_beyond_the_edge_of_a_phone_shows_it(tab, site, mode):
+    """A shadow lies at the right edge until the box is at its end."""
+    image = pytest.importorskip("PIL.Image")
+    tab.emulate_media(color_scheme=mode)
+    tab.set_viewport_size({"width": 280, "height": 844})
+
+    def shadow(box) -> float:
+        """Difference of gray between the edge and a place further in."""
+        png = io.BytesIO(box.screenshot(animations="disabled"))
+        gray = image.open(png).convert("L")
+        at = gray.width - 3
+        edge, inside = (
+            gray.crop((x, 2, x + 2, gray.height - 2)).resize((1, 1), 4)
+            for x in (at, at - 20)
+        )
+        return abs(edge.getpixel((0, 0)) - inside.getpixel((0, 0)))
+
+    tab.goto(f"{site}book/notation.html")
+    tab.add_style_tag(
+        content=".bd-article * { color: transparent !important }"
+        ".bd-article :is(code, table, table *)"
+        "{ border-color: transparent !important }"
+        ".bd-article table code { background: none !important }"
+    )
+    for kind in (".formula", ".pst-scrollable-table-container", "pre"):
+        box = tab.locator(f".bd-article {kind}").filter(visible=True)
+        wide = next(
+            one
+            for one in box.all()
+            if one.evaluate("box => box.scrollWidth > box.clientWidth + 16")
+        )
+        assert shadow(wide) > 20, kind
+        wide.evaluate("box => { box.scrollLeft = box.scrollWidth }")
+        assert shadow(wide) < 5, kind
+
+
+def test_all_that_scrolls_sideways_on_a_phone_can_show_it(tab, site, soups):
+    tab.set_viewport_size({"width": 390, "height": 844})
+    bare = {}
+    for page in soups:
+        tab.goto(site + page)
+        bare[page] = tab.evaluate(
+            """[...document.querySelectorAll(".bd-article *")]
+            .filter((box) => box.scrollWidth > box.clientWidth)
+            .map((box) => [box, getComputedStyle(box)])
+            .filter(([_, style]) => /auto|scroll/.test(style.overflowX))
+            .filter(([_, style]) => !/local/.test(style.backgroundAttachment))
+            .map(([box]) => box.outerHTML.slice(0, 90))"""
+        )
+    assert bare == {page: [] for page in soups}
+
+
+def test_a_figure_in_dark_mode_is_one_white_sheet(tab, site, chapters):
+    tab.emulate_media(color_scheme="dark")
+    for page in chapters:
+        tab.goto(site + page)
+        tab.wait_for_function("document.documentElement.dataset.theme=='dark'")
+        sheets = tab.evaluate(
+            """[...document.querySelectorAll("div.cell_output img")]
+            .map((image) => getComputedStyle(image))
+            .map((style) => style.backgroundColor + " " + style.filter)"""
+        )
+        assert set(sheets) == {"rgb(255, 255, 255) none"}, page
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,14 +1,17 @@
 """What the book adds to the notebooks, which stay plain Markdown.
 
 Each page notebooks/NN_stem gets two links below its title, to Colab and to
-the module it builds, and the chapter's recall cards at its end. The
-directive `chapter-table` lists the plan of the course (book/chapters.yml)
-and says which chapters can be read today.
+the module it builds, and the chapter's recall cards at its end. Where its
+text speaks of another chapter, such as "chapter 04", the words become a link,
+or carry the mark "planned" until that chapter is there. The directive
+`chapter-table` lists the plan of the course (book/chapters.yml) and says
+which chapters can be read today.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import yaml
@@ -32,6 +35,17 @@ Answer in your own words, then turn the card: click it, or press Enter.
 ```{{recall-cards}} {stem}
 ```
 """
+MENTION = re.compile(
+    r"""
+      ^\#.*?$                                   # a heading
+    | ^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)     # a block of code
+    | (?P<ticks>`+).*?(?P=ticks)                # code in the text
+    | \$\$.*?\$\$ | \$[^$\n]*\$                # a formula
+    | \[[^\]]*\]\([^)]*\) | <[^>]*>            # a link, a piece of HTML
+    | \b(?P<mention>[Cc]hapter\ (?P<number>\d\d))\b
+    """,
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
 
 
 def load_plan(root: Path) -> list[dict[str, str]]:
@@ -56,12 +70,46 @@ def links(app: Sphinx, stem: str) -> str:
     return LINKS.format(colab=colab, module=module)
 
 
+def link_mentions(text: str, pages: dict[str, str | None]) -> str:
+    """Make each "chapter 04" in a Markdown text a link, or mark it.
+
+    Args:
+        text: Markdown. Its code, formulas, headings and links stay as they
+            are.
+        pages: The pages of the other chapters by their numbers, "04"; None
+            for a chapter that is not there yet.
+    """
+
+    def replace(match: re.Match) -> str:
+        mention, number = match["mention"], match["number"]
+        if number not in pages:
+            return match[0]
+        if pages[number] is None:
+            return f"{mention}[planned]{{.planned}}"
+        return f"[{mention}](/{pages[number]}.ipynb)"
+
+    return MENTION.sub(replace, text)
+
+
+def other_pages(app: Sphinx, stem: str) -> dict[str, str | None]:
+    """Return the pages of all chapters but one, for link_mentions."""
+    stems = [chapter["stem"] for chapter in load_plan(Path(app.srcdir))]
+    docnames = {other[:2]: f"notebooks/{other}" for other in stems}
+    docnames.pop(stem[:2], None)
+    found = app.env.found_docs
+    return {n: doc if doc in found else None for n, doc in docnames.items()}
+
+
 def add_to_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
     """Add links and recall cards to a chapter before it is parsed."""
     if chapter_number(docname) is None:
         return
     stem = docname.removeprefix("notebooks/")
     notebook = json.loads(source[0])
+    pages = other_pages(app, stem)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = link_mentions("".join(cell["source"]), pages)
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown" and text.startswith("# "):

@@ -11,7 +11,7 @@ Link = Callable[[str], str | None]  # stem of a chapter -> address, if any
 
 
 def pixel(row: int, column: int) -> str:
-    """Return the colour of one pixel of a small landscape."""
+    """Return the color of one pixel of a small landscape."""
     if (row - 2.5) ** 2 + (column - 9.5) ** 2 < 2.6:
         return "#f0c531"  # the sun
     if row >= 10:
@@ -79,14 +79,14 @@ class Drawing:
         shapes: dict[str, str] = {}
         for place in range(SIDE * SIDE):
             row, column = divmod(place, SIDE)
-            colour = pixel(
+            color = pixel(
                 number // GRID * SIDE + row, number % GRID * SIDE + column
             )
-            path = shapes.get(colour, "")
-            shapes[colour] = f"{path}M{column} {row}h1v1h-1z"
+            path = shapes.get(color, "")
+            shapes[color] = f"{path}M{column} {row}h1v1h-1z"
         paths = "".join(
-            f'<path fill="{colour}" d="{path}"/>'
-            for colour, path in shapes.items()
+            f'<path fill="{color}" d="{path}"/>'
+            for color, path in shapes.items()
         )
         self.parts.append(
             f'<g class="pixels" transform="translate({x:g} {y:g}) '

@@ -2,7 +2,7 @@
 
 The directive `model-picture` puts two arrangements of the same parts into
 the page, one for wide screens and one for phones; the stylesheet shows the
-one that fits. Colours are variables of the stylesheet, so the picture
+one that fits. Colors are variables of the stylesheet, so the picture
 follows light and dark mode. A part whose chapter exists links to it.
 """
 

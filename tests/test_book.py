@@ -511,12 +511,13 @@ def test_nothing_in_an_open_card_is_cut(card, tab, size):
 def test_an_error_is_not_cut(tab, site, chapters, size):
     width, height = SIZES[size]
     tab.set_viewport_size({"width": width, "height": height})
-    cut = {}
+    errors, cut = 0, []
     for page in chapters:
         tab.goto(site + page)
-        tab.locator(".traceback pre").first.wait_for()
-        cut[page] = tab.evaluate(CUT, ".traceback pre, .stderr pre")
-    assert cut == {page: [] for page in chapters}
+        errors += tab.locator(".traceback pre").count()
+        cut += tab.evaluate(CUT, ".traceback pre, .stderr pre")
+    assert errors
+    assert cut == []
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

@@ -8,7 +8,8 @@ BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
 
 .PHONY: book test lab sync clean
 
-book: $(VENV)/.book  ## Build the book
+book: $(VENV)/.book  ## Build the book, always anew: it takes seconds
+	@rm -rf _build
 	$(BUILD)
 	@echo
 	@echo "The book is at $(CURDIR)/_build/html/index.html"

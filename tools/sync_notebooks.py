@@ -185,6 +185,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         timeout=300,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # else their number changes from run to run
         resources={"metadata": {"path": str(folder)}},
     ).execute()
     for cell in notebook.cells:

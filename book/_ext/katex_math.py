@@ -8,6 +8,7 @@ Node is needed. The stylesheet and the fonts are in book/assets/katex.
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,7 @@ KATEX = Path(__file__).parent / "katex" / "katex.min.js"
 def engine() -> MiniRacer:
     """Start the JavaScript engine once and load KaTeX into it."""
     racer = MiniRacer()
+    atexit.register(racer.close)  # else Python 3.13 never exits
     racer.eval(KATEX.read_text(encoding="utf-8"))
     return racer
 

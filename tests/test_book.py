@@ -1,5 +1,6 @@
 """The built book: numbers, links, and what a browser makes of it."""
 
+import ast
 import gzip
 import io
 import json
@@ -382,7 +383,6 @@ def test_a_chapter_links_to_colab_and_to_its_module(soups, chapters):
 
 
 def test_the_reference_names_everything_that_a_chapter_exports(soups, chapters):
-    ast = pytest.importorskip("ast")
     names = set()
     for page in chapters:
         module = Path(page).stem[3:]

@@ -114,9 +114,8 @@ def checks_follow_definitions(notebook):
     cells = notebook.cells
     for number, cell in enumerate(cells):
         for name in sync_notebooks.cell_names(cell):
-            public = f'"{name}"' in PUBLIC_NAMES
             after = cells[number + 1 : number + 3]
-            if public and not any(
+            if name in PUBLIC_NAMES and not any(
                 name in c.source for c in after if c.cell_type == "code"
             ):
                 yield f"{name} is not used within two cells"
@@ -172,13 +171,13 @@ GUARDS = [
     markdown_is_plain,
     small,
 ]
-PUBLIC_NAMES = "".join(
-    f'"{name}"'
+PUBLIC_NAMES = {
+    name
     for path in NOTEBOOKS
     for name in sync_notebooks.definitions(
         (ROOT / "vit_lessons" / f"{path.stem[3:]}.py").read_text("utf-8")
     )
-)
+}
 
 
 def read(path):

@@ -145,11 +145,6 @@ def mend(notebook: NotebookNode, path: Path, root: Path = ROOT) -> None:
                 .replace("NAME", path.name)
             )
         own = [name for name in cell_names(cell) if name in wanted]
-        if own and cell_names(cell) != own[:1]:
-            raise SyncError(
-                f"{path.name}, cell {number}: a cell that defines {own[0]} "
-                f"must define nothing else"
-            )
         if own:
             if len(ast.parse(cell.source).body) > 1:
                 raise SyncError(
@@ -209,11 +204,12 @@ def sync(root: Path, *, check: bool, force: tuple[str, ...] = ()) -> list[str]:
     changed = []
     for name in LINKED_FILES:
         path = root / name
-        text = path.read_text("utf-8")
-        if relink(text, root) != text:
+        before = path.read_text("utf-8")
+        after = relink(before, root)
+        if after != before:
             changed.append(name)
             if not check:
-                path.write_text(relink(text, root), "utf-8")
+                path.write_text(after, "utf-8")
     for path in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
         before = path.read_text("utf-8")
         notebook = nbformat.reads(before, as_version=4)

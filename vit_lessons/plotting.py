@@ -119,7 +119,7 @@ def show_patches(
     gap = max(1, p1 // 4)
     ax = ax or plt.figure().add_subplot()
     sheet = make_grid(small, nrow=columns, padding=gap, pad_value=1)
-    ax.imshow(sheet.permute(1, 2, 0).numpy(force=True), vmin=0, vmax=1)
+    ax.imshow(sheet.permute(1, 2, 0).numpy(force=True))
     firsts = range(0, len(patches), columns)
     ax.set_yticks([gap + p1 / 2 + i * (p1 + gap) for i in range(len(firsts))])
     ax.set_yticklabels(firsts)

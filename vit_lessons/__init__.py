@@ -1,11 +1,24 @@
 """The Vision Transformer, built chapter by chapter.
 
 Chapter 01, patch_embedding: as_pair, patchify, unpatchify, PatchEmbed
+Chapter 02, class_token: prepend_token, pool
+Chapter 03, position_embedding: sincos_pos_embed, resize_pos_embed,
+    relative_position_index
 Chapter 04, attention: scaled_dot_product_attention, MultiHeadSelfAttention
+Chapter 05, mlp: Mlp
+Chapter 06, encoder_block: DropPath, EncoderBlock
+Chapter 07, vision_transformer: VisionTransformer, VIT_PRESETS
 
-Around the chapters: data (images without a download), plotting (pictures),
+Around the chapters: models (presets by name), data (images without a
+download), plotting (pictures), recorded (results of long experiments),
 checks (checks of your own code).
 """
 
 from vit_lessons.attention import *  # noqa: F403
+from vit_lessons.class_token import *  # noqa: F403
+from vit_lessons.encoder_block import *  # noqa: F403
+from vit_lessons.mlp import *  # noqa: F403
+from vit_lessons.models import *  # noqa: F403
 from vit_lessons.patch_embedding import *  # noqa: F403
+from vit_lessons.position_embedding import *  # noqa: F403
+from vit_lessons.vision_transformer import *  # noqa: F403

@@ -61,8 +61,9 @@ class MultiHeadSelfAttention(nn.Module):
         qkv_bias: Learn a bias for q, k and v, as ViT, DeiT and Swin do.
 
     Shape:
-        x: (B, N, D), bias: broadcasts to (B, h, N, N) -> (B, N, D). With
-        return_weights also the weights, (B, h, N, N)
+        x: (B, N, D), bias: broadcasts to (B, h, n, N) -> (B, n, D). With
+        return_weights also the weights, (B, h, n, N). Here n is num_queries:
+        the first n tokens ask, all N answer. None stands for all
 
     Raises:
         ValueError: dim is no multiple of num_heads, x is not (B, N, D), or
@@ -91,6 +92,7 @@ class MultiHeadSelfAttention(nn.Module):
         x: Tensor,
         bias: Tensor | None = None,
         *,
+        num_queries: int | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if x.ndim != 3 or x.shape[2] != self.dim:
@@ -105,6 +107,7 @@ class MultiHeadSelfAttention(nn.Module):
             three=3,
             h=self.num_heads,
         )
+        q = q[:, :, :num_queries]  # (B, h, n, d)
         # The fused kernel does not store the weights. On a CPU and for a
         # very short sequence it is not faster (benchmarks/forms.py).
         if return_weights or (x.shape[1] < 64 and not x.is_cuda):

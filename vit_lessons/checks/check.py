@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vit_lessons.checks import attention, patch_embedding
+from vit_lessons.checks import (
+    attention,
+    class_token,
+    encoder_block,
+    mlp,
+    patch_embedding,
+    position_embedding,
+    vision_transformer,
+)
 from vit_lessons.checks.candidate import Refusal
 from vit_lessons.checks.compare import settings
 from vit_lessons.checks.exercise import Exercise, Outcome
 
 _EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for chapter in (patch_embedding, attention)
+    for chapter in (
+        patch_embedding,
+        class_token,
+        position_embedding,
+        attention,
+        mlp,
+        encoder_block,
+        vision_transformer,
+    )
     for exercise in chapter.EXERCISES
 }
 

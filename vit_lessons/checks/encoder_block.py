@@ -1,0 +1,3 @@
+"""Exercises of chapter 06, with the mistakes that learners make."""
+
+EXERCISES = ()

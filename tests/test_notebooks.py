@@ -31,6 +31,14 @@ LOCAL_PATH = re.compile(
     r"|[A-Z]:\\\\|site-packages|ipykernel_\d"
 )
 TWO_SENTENCES = re.compile(r"[a-z)`*$][.!?] +[A-Z]")
+NO_MEASUREMENT = re.compile(
+    r"`[^`]*`|\$[^$]*\$|CC BY 2\.0|(?:section|appendix) [\w.]+"
+)
+NUMBER = re.compile(
+    r"(?<![\w.])\d[\d,]*\.\d+"  # 0.67
+    r"|(?<![\w.])\d{1,3}(?:,\d{3})+"  # 1,234
+    r"|\d[\d.,]*(?= ?%| percent| points| times)"
+)
 MYST = re.compile(r"^\s*(?:```|:::+) *\{|\{[\w:-]+\}`", re.MULTILINE)
 
 
@@ -48,13 +56,13 @@ def outputs(notebook):
             yield cell, output
 
 
-def text_lines(notebook):
-    """Lines of prose: no formulas, tables, lists or code."""
+def text_lines(notebook, *, tables=False):
+    """Lines of prose: no formulas, headings or code; lists only with tables."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and not sync_notebooks.is_badge(cell):
             prose = re.sub(r"(?s)\$\$.*?\$\$|```.*?```", "", cell.source)
             for line in prose.splitlines():
-                if not line.startswith(("|", "- ", "#")):
+                if line.startswith(("|", "- ")) <= tables and line[:1] != "#":
                     yield line
 
 
@@ -146,6 +154,23 @@ def one_sentence_a_line(notebook):
             yield f"two sentences in one line: {line}"
 
 
+def numbers_are_printed_or_cited(notebook):
+    """Is each measured number of the text in a cell, or has it a link?
+
+    Whole numbers without a unit are not looked at: most of them count.
+    """
+    shown = "\n".join(
+        [cell.source for cell in code_cells(notebook)]
+        + [output.get("text", "") for _, output in outputs(notebook)]
+    )
+    known = set(NUMBER.findall(shown)) | set(re.findall(r"\d+", shown))
+    for line in text_lines(notebook, tables=True):
+        if "](http" not in line:
+            for number in NUMBER.findall(NO_MEASUREMENT.sub("", line)):
+                if number not in known:
+                    yield f"{number} is neither printed nor cited: {line}"
+
+
 def markdown_is_plain(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and MYST.search(cell.source):
@@ -168,6 +193,7 @@ GUARDS = [
     at_most_two_code_cells_in_a_row,
     headings_are_in_order,
     one_sentence_a_line,
+    numbers_are_printed_or_cited,
     markdown_is_plain,
     small,
 ]
@@ -298,6 +324,9 @@ FAULTS = [
     (headings_are_in_order, plant_text("## Part\n\n#### Detail")),
     (headings_are_in_order, plant_missing_section),
     (one_sentence_a_line, plant_text("This is one. This is another.")),
+    (numbers_are_printed_or_cited, plant_text("It reaches 98.7 here.")),
+    (numbers_are_printed_or_cited, plant_text("- It reaches 83 % here.")),
+    (numbers_are_printed_or_cited, plant_text("There are 1,234,567 of them.")),
     (markdown_is_plain, plant_text("```{note}\nRaw on Colab.\n```")),
     (markdown_is_plain, plant_text("See {cite}`vit`.")),
     (small, plant_text("x" * 500_000)),

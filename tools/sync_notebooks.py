@@ -93,9 +93,12 @@ def names(node: ast.stmt) -> list[str]:
     """Names that a statement defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
+    targets = []
     if isinstance(node, ast.Assign):
-        return [t.id for t in node.targets if isinstance(t, ast.Name)]
-    return []
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign):  # NAME: type = value
+        targets = [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def text_of(node: ast.stmt, source: str) -> str:

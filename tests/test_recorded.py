@@ -2,15 +2,17 @@
 
 import importlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 import sync_notebooks
-import torch
 
 from vit_lessons import recorded
 
@@ -115,12 +117,9 @@ def test_the_quick_size_of_a_script_runs(name):
 def test_a_run_can_be_repeated(name):
     # Another CPU adds in another order, and training enlarges the difference.
     first = recorded.load(name).runs[0]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     again = importlib.import_module(name).run(
         seed=first["seed"], **first["settings"]
     )
-    torch.set_num_threads(threads)
     assert again == pytest.approx(first["results"], abs=4)
 
 
@@ -202,10 +201,6 @@ def start(project, **options):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
 def test_a_killed_experiment_goes_on_where_it_stopped(project):
-    import os
-    import signal
-    import time
-
     process = start(project)
     (partial,) = _wait_for_lines(project, 4)
     os.killpg(process.pid, signal.SIGKILL)
@@ -227,8 +222,6 @@ def test_a_killed_experiment_goes_on_where_it_stopped(project):
 
 
 def _wait_for_lines(project, number):
-    import time
-
     for _ in range(600):
         files = list(project.glob("experiments/.partial/*.jsonl"))
         if files and files[0].read_text().count("\n") == number:

@@ -154,7 +154,7 @@ class VisionTransformer(nn.Module):
         return self.head(x)  # equation 4: y
 
 
-VIT_PRESETS: dict[str, dict[str, Any]] = {
+VIT_PRESETS: dict[str, dict[str, Any]] = {  # arguments by timm's names
     f"vit_{name}_patch{patch_size}_224": {
         "img_size": 224,
         "patch_size": patch_size,

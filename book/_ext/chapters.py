@@ -2,8 +2,9 @@
 
 Each page notebooks/NN_stem gets two links below its title, to Colab and to
 the module it builds, and the chapter's recall cards at its end. Where its
-text speaks of another chapter, such as "chapter 04", the words become a link,
-or carry the mark "planned" until that chapter is there. The directive
+text, or that of any other page, speaks of a chapter, such as "chapter 04", the
+words become a link, or carry the mark "planned" until that chapter is there.
+The directive
 `chapter-table` lists the plan of the course (book/chapters.yml) and says
 which chapters can be read today.
 """
@@ -92,7 +93,7 @@ def link_mentions(text: str, pages: dict[str, str | None]) -> str:
 
 
 def other_pages(app: Sphinx, stem: str) -> dict[str, str | None]:
-    """Return the pages of all chapters but one, for link_mentions."""
+    """Return the pages of all chapters but this one, for link_mentions."""
     stems = [chapter["stem"] for chapter in load_plan(Path(app.srcdir))]
     docnames = {other[:2]: f"notebooks/{other}" for other in stems}
     docnames.pop(stem[:2], None)
@@ -100,9 +101,10 @@ def other_pages(app: Sphinx, stem: str) -> dict[str, str | None]:
     return {n: doc if doc in found else None for n, doc in docnames.items()}
 
 
-def add_to_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Add links and recall cards to a chapter before it is parsed."""
+def add_to_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Add links, and recall cards to a chapter, before a page is parsed."""
     if chapter_number(docname) is None:
+        source[0] = link_mentions(source[0], other_pages(app, docname))
         return
     stem = docname.removeprefix("notebooks/")
     notebook = json.loads(source[0])
@@ -148,5 +150,5 @@ class ChapterTable(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("chapter-table", ChapterTable)
-    app.connect("source-read", add_to_notebook)
+    app.connect("source-read", add_to_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,1331 @@
+"""The bug museum: each bug passes a test of shapes and fails its proof.
+
+The page book/bug_museum.md quotes the wrong forms and the proofs from here.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from oracles import has_all_gradients, random, randomize, tokens_that_change
+from torch import Tensor, nn
+
+from vit_lessons import (
+    EncoderBlock,
+    Mlp,
+    MultiHeadSelfAttention,
+    PatchEmbed,
+    VisionTransformer,
+    patchify,
+    pool,
+    prepend_token,
+    resize_pos_embed,
+    scaled_dot_product_attention,
+    unpatchify,
+)
+from vit_lessons.data import load_photograph
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "book" / "bug_museum.md").read_text(encoding="utf-8")
+
+
+def assert_equal(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def small(model_class: Callable[..., nn.Module]) -> nn.Module:
+    """A model for images of 8 x 12 pixels, with redrawn weights."""
+    model = model_class((8, 12), 4, embed_dim=12, depth=2, num_heads=3)
+    return randomize(model).eval()
+
+
+def fresh(model_class: Callable[..., nn.Module]) -> nn.Module:
+    """The same model with the weights it starts from."""
+    torch.manual_seed(0)
+    model = model_class((8, 12), 4, embed_dim=12, depth=2, num_heads=3)
+    return model.double().eval()
+
+
+def photographs() -> Tensor:
+    """Two photographs, (2, 3, 224, 224), in [-1, 1]."""
+    names = ("china", "flower")
+    return torch.stack([load_photograph(name, 224) for name in names]) * 2 - 1
+
+
+def miss(wrong: Tensor, right: Tensor) -> float:
+    """How far apart, in multiples of the size of the right one."""
+    return ((wrong - right).norm() / right.norm()).item()
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def parameters(build: Callable[[], nn.Module]) -> str:
+    with torch.device("meta"):
+        return f"{sum(p.numel() for p in build().parameters()):,}"
+
+
+# --- Chapter 01: patch embedding ---------------------------------------
+
+
+def patches_by_reshape(images, patch_size):
+    b, c, h, w = images.shape
+    n = (h // patch_size) * (w // patch_size)
+    # wrong: takes row after row
+    return images.reshape(b, n, c * patch_size**2)
+
+
+def patch_0_holds_the_pixels_of_its_square(cut):
+    images = torch.arange(3 * 224 * 224).view(1, 3, 224, 224)
+    square = images[:, :, :16, :16]
+    assert torch.isin(cut(images, 16)[0, 0], square).all()
+
+
+def share_of_the_reshaped_patch_in_its_square() -> list[str]:
+    images = torch.arange(3 * 224 * 224).view(1, 3, 224, 224)
+    patch = patches_by_reshape(images, 16)[0, 0]
+    assert patch.max() < 224 * 224, "all of it is red"
+    inside = torch.isin(patch, images[:, :, :16, :16]).float().mean()
+    return [percent(inside)]
+
+
+def patches_with_channels_last(images, patch_size):
+    return rearrange(
+        images,
+        # wrong: not (c p1 p2)
+        "b c (gh p1) (gw p2) -> b (gh gw) (p1 p2 c)",
+        p1=patch_size,
+        p2=patch_size,
+    )
+
+
+def patches_fit_the_kernel_of_a_convolution(cut):
+    conv = randomize(nn.Conv2d(3, 8, 4, stride=4))
+    images = random(2, 3, 12, 8)
+    tokens = F.linear(cut(images, 4), conv.weight.flatten(1), conv.bias)
+    assert_equal(tokens, conv(images).flatten(2).transpose(1, 2))
+
+
+def miss_of_channels_last() -> list[str]:
+    kernel, images = random(768, 768), random(1, 3, 224, 224, seed=2)
+    right = patchify(images, 16) @ kernel.T
+    wrong = patches_with_channels_last(images, 16) @ kernel.T
+    return [f"{miss(wrong, right):.1f}"]
+
+
+class PatchEmbedWithoutACheck(nn.Module):
+    def __init__(self, patch_size, in_chans, embed_dim):
+        super().__init__()
+        self.proj = nn.Conv2d(
+            in_chans, embed_dim, patch_size, stride=patch_size
+        )
+
+    def forward(self, images):
+        # wrong: H or W may leave a rest
+        x = self.proj(images)
+        return x.flatten(2).transpose(1, 2)
+
+
+def every_pixel_counts_or_is_refused(embed_class):
+    embed = randomize(embed_class(16, 3, 8))
+    images = random(1, 3, 224, 220).requires_grad_()
+    try:
+        embed(images).sum().backward()
+    except ValueError:
+        return
+    assert images.grad.all()  # no pixel without a gradient
+
+
+def pixels_without_a_gradient() -> list[str]:
+    embed = randomize(PatchEmbedWithoutACheck(16, 3, 8))
+    images = random(1, 3, 224, 220).requires_grad_()
+    tokens = embed(images)
+    tokens.sum().backward()
+    unseen = (images.grad == 0).double().mean()
+    return [f"{tokens.shape[1]}", percent(unseen)]
+
+
+# --- Chapter 02: class token -------------------------------------------
+
+
+def mean_of_all_tokens(x):
+    # wrong: with the class token
+    return x.mean(dim=1)
+
+
+def the_class_token_is_not_in_the_mean(mean):
+    x = random(2, 17, 8)
+    other = x.clone()
+    other[:, 0] = random(2, 8, seed=2)
+    assert_equal(mean(x), mean(other))
+
+
+def share_of_the_class_token() -> list[str]:
+    def share(tokens: int) -> float:
+        x = torch.zeros(1, tokens, 1, dtype=torch.float64, requires_grad=True)
+        mean_of_all_tokens(x).backward()
+        return x.grad[0, 0].item()
+
+    return [percent(share(1 + 196)), percent(share(1 + 16))]
+
+
+class TokenForEachPlaceInTheBatch(nn.Module):
+    def __init__(self, batch_size, dim):
+        super().__init__()
+        # wrong: the size of one batch
+        shape = (batch_size, 1, dim)
+        self.cls_token = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x):
+        return torch.cat([self.cls_token, x], dim=1)
+
+
+class TokenForAllImages(nn.Module):
+    def __init__(self, batch_size, dim):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+
+    def forward(self, x):
+        return prepend_token(x, self.cls_token)  # expands it
+
+
+def equal_images_get_equal_tokens(layer_class):
+    layer = randomize(layer_class(batch_size=2, dim=8))
+    image = random(1, 4, 8)
+    first, second = layer(image.expand(2, -1, -1))
+    assert_equal(first, second)
+
+
+def numbers_in_the_class_token() -> list[str]:
+    classes = (TokenForEachPlaceInTheBatch, TokenForAllImages)
+    return [parameters(lambda c=c: c(32, 768)) for c in classes]
+
+
+def token_from_randn(dim):
+    # wrong: std 1
+    return nn.Parameter(torch.randn(1, 1, dim))
+
+
+def token_of_the_package(dim: int) -> nn.Parameter:
+    model = VisionTransformer(16, 16, embed_dim=dim, depth=1)
+    return model.cls_token
+
+
+def the_token_starts_smaller_than_a_patch(make_token):
+    torch.manual_seed(0)
+    patches = PatchEmbed()(photographs())  # (2, 196, 768)
+    size = patches.norm(dim=-1).mean()
+    assert make_token(768).norm() < 0.1 * size
+
+
+@torch.no_grad()
+def size_of_a_token_from_randn() -> list[str]:
+    torch.manual_seed(0)
+    size = PatchEmbed()(photographs()).norm(dim=-1).mean()
+    return [f"{token_from_randn(768).norm() / size:.1f}"]
+
+
+# --- Chapter 03: position embedding ------------------------------------
+
+
+class VitWithoutPositions(VisionTransformer):
+    def embed(self, images):
+        x = self.patch_embed(images)
+        # wrong: no pos_embed
+        return prepend_token(x, self.cls_token)
+
+
+def shuffled_patches_give_other_logits(model_class):
+    model, images = small(model_class), random(2, 3, 8, 12)
+    patches = patchify(images, 4)[:, [3, 1, 5, 0, 2, 4]]
+    shuffled = unpatchify(patches, 4, (2, 3))
+    gap = (model(images) - model(shuffled)).abs().max()
+    assert gap > 1e-6
+
+
+def effect_of_shuffled_patches() -> list[str]:
+    """In multiples of what another image does to the logits."""
+
+    def effect(model_class: Callable) -> float:
+        model, images = small(model_class), random(2, 3, 8, 12)
+        patches = patchify(images, 4)[:, [3, 1, 5, 0, 2, 4]]
+        logits = model(images)
+        moved = model(unpatchify(patches, 4, (2, 3))) - logits
+        return (moved[0].norm() / (logits[1] - logits[0]).norm()).item()
+
+    forms = (VitWithoutPositions, VisionTransformer)
+    return [f"{effect(form):.2f}" for form in forms]
+
+
+def resize_to_a_square(pos_embed, grid, new_grid):
+    needed = new_grid[0] * new_grid[1]
+    old_side = int((pos_embed.shape[1] - 1) ** 0.5)
+    # wrong: a guess
+    new_side = int(needed**0.5)
+    if new_side == old_side:
+        return pos_embed
+    token, table = pos_embed[:, :1], pos_embed[:, 1:]
+    table = rearrange(table, "1 (h w) d -> 1 d h w", h=old_side)
+    size = (new_side, new_side)
+    table = F.interpolate(table, size, mode="bicubic")
+    table = rearrange(table, "1 d h w -> 1 (h w) d")
+    return torch.cat([token, table], dim=1)
+
+
+def patches_of_one_row_stay_in_one_row(resize):
+    row = torch.arange(14.0).repeat_interleave(14)  # of each patch
+    table = F.pad(row, (1, 0)).view(1, 197, 1)  # class token first
+    for gh, gw in (13, 16), (14, 28), (7, 28), (12, 27):
+        new = resize(table, (14, 14), (gh, gw))
+        assert new.shape == (1, 1 + gh * gw, 1)
+        rows = new[0, 1:, 0].view(gh, gw)
+        assert (rows - rows[:, :1]).abs().max() < 1e-4
+
+
+def rows_of_tables_guessed_square() -> list[str]:
+    table = random(1, 197, 4)
+
+    def rows(resize: Callable, grid: tuple[int, int]) -> str:
+        return str(resize(table, (14, 14), grid).shape[1])
+
+    return [
+        rows(form, grid)
+        for grid in ((13, 16), (14, 28))
+        for form in (resize_to_a_square, resize_pos_embed)
+    ]
+
+
+def resize_with_a_guessed_prefix(pos_embed, grid, new_grid):
+    side = int(pos_embed.shape[1] ** 0.5)
+    # wrong: a guess
+    prefix = pos_embed.shape[1] - side**2
+    tokens, table = pos_embed[:, :prefix], pos_embed[:, prefix:]
+    table = rearrange(table, "1 (h w) d -> 1 d h w", h=side)
+    table = F.interpolate(table, new_grid, mode="bicubic")
+    table = rearrange(table, "1 d h w -> 1 (h w) d")
+    return torch.cat([tokens, table], dim=1)
+
+
+def the_class_token_keeps_its_row(resize):
+    table = random(1, 1 + 13 * 15, 4)
+    new = resize(table, (13, 15), (26, 30))
+    assert new.shape == (1, 1 + 26 * 30, 4)
+    assert new[:, 0].equal(table[:, 0])
+
+
+def rows_of_a_table_with_a_guessed_prefix() -> list[str]:
+    table = random(1, 1 + 13 * 15, 4)
+    forms = (resize_with_a_guessed_prefix, resize_pos_embed)
+    rows = [form(table, (13, 15), (26, 30)).shape[1] for form in forms]
+    assert table.shape[1] == 14**2
+    return [str(table.shape[1]), *map(str, rows)]
+
+
+def resize_if_the_table_is_shorter(pos_embed, grid, new_grid):
+    needed = 1 + new_grid[0] * new_grid[1]
+    if pos_embed.shape[1] >= needed:
+        # wrong: the upper rows only
+        return pos_embed[:, :needed]
+    return resize_pos_embed(pos_embed, grid, new_grid)
+
+
+def the_last_row_is_still_the_last(resize):
+    row = torch.arange(24.0).repeat_interleave(24)  # of each patch
+    table = F.pad(row, (1, 0)).view(1, 577, 1)
+    rows = resize(table, (24, 24), (14, 14))[0, 1:].view(14, 14)
+    assert rows[-1].min() > 22
+
+
+def part_of_the_table_that_is_cut_off() -> list[str]:
+    row = torch.arange(24.0).repeat_interleave(24)
+    table = F.pad(row, (1, 0)).view(1, 577, 1)
+    new = resize_if_the_table_is_shorter(table, (24, 24), (14, 14))
+    last = int(new.max()) + 1  # counted from 1
+    return [f"{last}", "24", percent(1 - (new.shape[1] - 1) / 24**2, 0)]
+
+
+# --- Chapter 04: attention ---------------------------------------------
+
+
+def block_without_batch_first(dim, num_heads):
+    # wrong: no batch_first=True
+    return nn.TransformerEncoderLayer(
+        dim, num_heads, dim_feedforward=4 * dim, dropout=0.0
+    )
+
+
+def every_token_sees_its_own_image_only(block_class):
+    block = randomize(block_class(12, 3))
+    x = random(2, 5, 12)  # two images of five tokens
+    changed = tokens_that_change(block, x, (1, 2))
+    assert changed == [[1, token] for token in range(5)]
+
+
+@torch.no_grad()
+def what_another_image_changes() -> list[str]:
+    torch.manual_seed(0)
+    blocks = block_without_batch_first(48, 4), EncoderBlock(48, 4)
+    x = torch.randn(2, 16, 48)
+    other = x.clone()
+    other[1] = torch.randn(16, 48)
+    gaps = [(block(x) - block(other))[0].abs().max() for block in blocks]
+    changed = tokens_that_change(
+        blocks[0].double(), x.double(), (slice(None), 5)
+    )
+    tokens = {token for _, token in changed}
+    return [*(f"{gap:.1f}" for gap in gaps), f"{len(tokens)}"]
+
+
+def softmax_over_the_queries(q, k, v):
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    # wrong: over queries
+    weights = scores.softmax(dim=-2)
+    return weights @ v
+
+
+def equal_values_are_their_own_average(attention):
+    q, k = random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)
+    ones = torch.ones(2, 3, 5, 4, dtype=torch.float64)
+    assert_equal(attention(q, k, ones), ones)
+
+
+def averages_of_ones() -> list[str]:
+    q, k = random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)
+    ones = torch.ones(2, 3, 5, 4, dtype=torch.float64)
+    out = softmax_over_the_queries(q, k, ones)
+    return [f"{out.min():.1f}", f"{out.max():.1f}"]
+
+
+def attention_without_the_scale(q, k, v):
+    # wrong: not divided
+    scores = q @ k.transpose(-2, -1)
+    return scores.softmax(dim=-1) @ v
+
+
+def attention_equals_the_one_of_pytorch(attention):
+    q, k, v = random(3, 2, 3, 5, 64)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    assert_equal(attention(q, k, v), expected)
+
+
+def largest_weights() -> list[str]:
+    q, k = random(1, 1000, 64, seed=1), random(1, 197, 64, seed=2)
+    eye = torch.eye(197, dtype=torch.float64)  # the output is the weights
+    outputs = (
+        attention_without_the_scale(q, k, eye),
+        attention_of_the_package(q, k, eye),
+    )
+    return [f"{x.amax(-1).mean():.2f}" for x in outputs]
+
+
+def attention_of_the_package(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scaled_dot_product_attention(q, k, v)[0]
+
+
+class AttentionWithMixedHeads(MultiHeadSelfAttention):
+    def forward(self, x):
+        q, k, v = rearrange(
+            self.qkv(x),
+            "b n (three h d) -> three b h n d",
+            three=3,
+            h=self.num_heads,
+        )
+        out, _ = scaled_dot_product_attention(q, k, v)
+        # wrong: h before N
+        return self.proj(out.reshape(x.shape))
+
+
+def shuffled_tokens_give_shuffled_outputs(layer_class):
+    layer, x = randomize(layer_class(12, 3)), random(2, 5, 12)
+    order = [3, 0, 4, 1, 2]
+    assert_equal(layer(x[:, order]), layer(x)[:, order])
+
+
+def miss_of_mixed_heads() -> list[str]:
+    x = random(2, 197, 48)
+    forms = (AttentionWithMixedHeads, MultiHeadSelfAttention)
+    wrong, right = (randomize(form(48, 4))(x) for form in forms)
+    return [f"{miss(wrong, right):.1f}"]
+
+
+class AttentionWithHeadsFirst(MultiHeadSelfAttention):
+    def forward(self, x):
+        q, k, v = rearrange(
+            self.qkv(x),
+            # wrong: not (three h d)
+            "b n (h three d) -> three b h n d",
+            three=3,
+            h=self.num_heads,
+        )
+        out, _ = scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+
+def weights_of_timm_give_the_outputs_of_timm(layer_class):
+    theirs = randomize(timm.layers.Attention(12, 3, qkv_bias=True))
+    ours = layer_class(12, 3).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = random(2, 5, 12)
+    assert_equal(ours(x), theirs(x))
+
+
+def miss_of_heads_first() -> list[str]:
+    x = random(2, 197, 48)
+    forms = (AttentionWithHeadsFirst, MultiHeadSelfAttention)
+    wrong, right = (randomize(form(48, 4))(x) for form in forms)
+    return [f"{miss(wrong, right):.1f}"]
+
+
+class CausalAttention(MultiHeadSelfAttention):
+    def forward(self, x):
+        later = x.new_ones(x.shape[1], x.shape[1]).triu(1).bool()
+        bias = torch.zeros_like(later, dtype=x.dtype)
+        bias = bias.masked_fill(later, float("-inf"))
+        # wrong: a mask
+        return super().forward(x, bias)
+
+
+def every_token_sees_every_token(layer_class):
+    layer, x = randomize(layer_class(12, 3)), random(1, 5, 12)
+    last = (0, 4)
+    changed = tokens_that_change(layer, x, last)
+    assert changed == [[0, token] for token in range(5)]
+
+
+def what_a_causal_mask_hides() -> list[str]:
+    layer = randomize(CausalAttention(12, 3))
+    value = layer.qkv.weight[24:], layer.qkv.bias[24:]
+    x = random(1, 197, 12)
+    alone = layer.proj(F.linear(x[:, 0], *value))
+    assert_equal(layer(x)[:, 0], alone)  # token 0 sees itself alone
+    hidden = torch.ones(197, 197).triu(1).mean()
+    return [percent(hidden), "1"]
+
+
+# --- Chapter 05: MLP ---------------------------------------------------
+
+
+class NarrowMlp(nn.Module):
+    def __init__(self, in_features, hidden_features=None):
+        super().__init__()
+        # wrong: not 4 * in
+        hidden = hidden_features or in_features
+        self.fc1 = nn.Linear(in_features, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, in_features)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def the_mlp_of_the_base_model_has_4722432_weights(mlp_class):
+    with torch.device("meta"):
+        mlp = mlp_class(768)
+    assert sum(p.numel() for p in mlp.parameters()) == 4_722_432
+
+
+def weights_of_narrow_mlps() -> list[str]:
+    narrow, wide = (parameters(lambda c=c: c(768)) for c in (NarrowMlp, Mlp))
+    model = parameters(VisionTransformer)
+    missing = 12 * (int(wide.replace(",", "")) - int(narrow.replace(",", "")))
+    left = 1 - missing / int(model.replace(",", ""))
+    return [narrow, wide, percent(left, 0)]
+
+
+class ReluMlp(Mlp):
+    def forward(self, x):
+        # wrong: no GELU
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class TanhMlp(Mlp):
+    def forward(self, x):
+        # wrong: an approximation
+        x = F.gelu(self.fc1(x), approximate="tanh")
+        return self.fc2(x)
+
+
+def the_mlp_equals_the_one_of_timm(mlp_class):
+    theirs = randomize(timm.layers.Mlp(12, 48))
+    ours = mlp_class(12).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = random(2, 5, 12)
+    assert_equal(ours(x), theirs(x))
+
+
+def gap_to_gelu(activation: Callable[[Tensor], Tensor]) -> float:
+    x = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
+    return (activation(x) - F.gelu(x)).abs().max().item()
+
+
+def gap_of_relu() -> list[str]:
+    return [f"{gap_to_gelu(F.relu):.2f}"]
+
+
+def gap_of_tanh_gelu() -> list[str]:
+    gap = gap_to_gelu(partial(F.gelu, approximate="tanh"))
+    return [f"{gap:.4f}"]
+
+
+# --- Chapter 06: encoder block -----------------------------------------
+
+
+class BlockWithOneState(EncoderBlock):
+    def forward(self, x):
+        z = self.attn(self.norm1(x)) + x
+        # wrong: not norm2(z)
+        return self.mlp(self.norm2(x)) + z
+
+
+def the_block_equals_the_one_of_timm(block_class):
+    theirs = randomize(
+        timm.models.vision_transformer.Block(12, 3, qkv_bias=True)
+    )
+    ours = block_class(12, 3).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = 0.1 * random(2, 5, 12)
+    assert_equal(ours(x), theirs(x))
+
+
+def miss_of_one_state() -> list[str]:
+    x = random(2, 197, 48)
+    forms = (BlockWithOneState, EncoderBlock)
+    wrong, right = (randomize(form(48, 4))(x) for form in forms)
+    return [f"{miss(wrong, right):.1f}"]
+
+
+class BlockWithDefaultEps(EncoderBlock):
+    def __init__(self, dim, num_heads):
+        super().__init__(dim, num_heads)
+        # wrong: eps is 1e-5
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+
+def effect_of_eps() -> list[str]:
+    def effect(std: float) -> float:
+        x = random(197, 768)
+        x = std * F.layer_norm(x, (768,), eps=0)
+        return miss(*(F.layer_norm(x, (768,), eps=e) for e in (1e-5, 1e-6)))
+
+    return [f"{effect(1):.1e}", percent(effect(0.02))]
+
+
+class PostNormBlock(EncoderBlock):
+    def forward(self, x):
+        # wrong: norm after the sum
+        x = self.norm1(x + self.attn(x))
+        return self.norm2(x + self.mlp(x))
+
+
+@torch.no_grad()
+def silent_branches_leave_the_tokens_alone(block_class):
+    block, x = randomize(block_class(12, 3)), random(2, 5, 12)
+    for name, parameter in block.named_parameters():
+        if "norm" not in name:
+            parameter.zero_()
+    assert_equal(block(x), x)
+
+
+@torch.no_grad()
+def what_is_left_of_the_input() -> list[str]:
+    def size(block: nn.Module) -> float:
+        torch.manual_seed(0)
+        for name, parameter in block.named_parameters():
+            if "norm" not in name:
+                parameter.zero_()
+        x = torch.randn(2, 197, 48)
+        return block(100 * x / x.std()).std().item()
+
+    return [
+        f"{size(form(48, 4)):.0f}" for form in (PostNormBlock, EncoderBlock)
+    ]
+
+
+def one_block_many_times(dim, num_heads, depth):
+    block = EncoderBlock(dim, num_heads)
+    # wrong: the same object
+    return nn.Sequential(*[block] * depth)
+
+
+def blocks_of_the_package(dim: int, num_heads: int, depth: int) -> nn.Module:
+    model = VisionTransformer(
+        16, embed_dim=dim, num_heads=num_heads, depth=depth
+    )
+    return nn.Sequential(*model.blocks)
+
+
+def three_blocks_have_three_times_the_weights(stack):
+    def count(depth):
+        blocks = stack(12, 3, depth)
+        return sum(p.numel() for p in blocks.parameters())
+
+    assert count(3) == 3 * count(1)
+
+
+def weights_of_twelve_blocks() -> list[str]:
+    forms = (one_block_many_times, blocks_of_the_package)
+    return [parameters(lambda form=form: form(768, 12, 12)) for form in forms]
+
+
+# --- Chapter 07: Vision Transformer ------------------------------------
+
+
+class VitWithoutFinalNorm(VisionTransformer):
+    def forward_features(self, images, *, num_queries=None):
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        # wrong: no self.norm
+        return x
+
+
+def every_parameter_has_a_gradient(model_class):
+    model = small(model_class)
+    assert has_all_gradients(model, model(random(2, 3, 8, 12)))
+
+
+@torch.no_grad()
+def sizes_of_what_the_head_reads() -> list[str]:
+    x = F.interpolate(photographs(), (64, 64), mode="area")
+
+    def size(model_class: Callable) -> float:
+        torch.manual_seed(0)
+        model = model_class(64, embed_dim=192, num_heads=3)
+        return model.forward_features(x)[:, 0].std().item()
+
+    forms = (VitWithoutFinalNorm, VisionTransformer)
+    return [f"{size(form):.1f}" for form in forms]
+
+
+def equal_on_fresh_weights(model_class):
+    right, ours = fresh(VisionTransformer), fresh(model_class)
+    # wrong: the head is 0
+    ours.load_state_dict(right.state_dict())
+    images = random(2, 3, 8, 12)
+    return torch.allclose(ours(images), right(images))
+
+
+def equal_on_redrawn_weights(model_class):
+    right, ours = randomize(fresh(VisionTransformer)), fresh(model_class)
+    ours.load_state_dict(right.state_dict())
+    images = random(2, 3, 8, 12)
+    return torch.allclose(ours(images), right(images))
+
+
+def the_test_finds_each_broken_model(test):
+    assert test(VisionTransformer)
+    assert not test(VitWithoutPositions)
+    assert not test(VitWithoutFinalNorm)
+
+
+def largest_fresh_logit() -> list[str]:
+    images = random(2, 3, 8, 12)
+    forms = VisionTransformer, VitWithoutPositions, VitWithoutFinalNorm
+    logits = torch.stack([fresh(form)(images) for form in forms])
+    return ["0" if logits.eq(0).all() else f"{logits.abs().max()}"]
+
+
+class FortyLineVit(nn.Module):
+    def __init__(self, img_size, patch_size, embed_dim, depth, num_heads):
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        layers = [
+            # wrong: batch second, norm last
+            nn.TransformerEncoderLayer(embed_dim, num_heads)
+            for _ in range(depth)
+        ]
+        self.blocks = nn.Sequential(*layers)
+        # wrong: not ten
+        self.head = nn.Linear(embed_dim, 1000)
+
+    def forward(self, images):
+        x = self.proj(images)  # (B, D, gh, gw)
+        x = x.flatten(2).transpose(1, 2)  # (B, N, D)
+        # wrong: no positions
+        x = self.blocks(x)
+        return self.head(x.mean(dim=1))
+
+
+ten_class_vit = partial(VisionTransformer, num_classes=10)
+
+
+def an_image_alone_has_the_logits_it_has_in_a_batch(model_class):
+    model, images = small(model_class), random(2, 3, 8, 12)
+    assert_equal(model(images[:1]), model(images)[:1])
+
+
+def ten_classes_have_ten_logits(model_class):
+    logits = small(model_class)(random(2, 3, 8, 12))
+    assert logits.shape == (2, 10)
+
+
+def losses_of_knowing_nothing() -> list[str]:
+    def loss(classes: int) -> float:
+        label = torch.tensor([3])
+        return F.cross_entropy(torch.zeros(1, classes), label).item()
+
+    return [f"{loss(classes):.1f}" for classes in (1000, 10)]
+
+
+def loss_on_ten_classes(model_class: Callable) -> Tensor:
+    logits = small(model_class)(random(2, 3, 8, 12))
+    return F.cross_entropy(logits, torch.tensor([3, 9]))
+
+
+# --- The exhibits ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A bug, and what does and does not find it.
+
+    Args:
+        chapter: The chapter that builds the part.
+        wrong: The wrong form, which the page quotes.
+        right: The form of the package.
+        use: What a test of shapes looks at: its output for one candidate.
+        proof: The property, which the page quotes: it raises AssertionError.
+        numbers: Measures the numbers that the page states, in bold.
+    """
+
+    chapter: int
+    wrong: Callable
+    right: Callable
+    use: Callable[[Callable], Tensor]
+    proof: Callable[[Callable], None]
+    numbers: Callable[[], list[str]]
+
+    @property
+    def name(self) -> str:
+        return self.wrong.__name__
+
+    @property
+    def target(self) -> str:
+        """The name of its section on the page."""
+        return self.name.lower().replace("_", "-")
+
+
+def cut_16(cut: Callable) -> Tensor:
+    return cut(random(2, 3, 224, 224), 16)
+
+
+def resize_14_to_24(resize: Callable) -> Tensor:
+    return resize(random(1, 197, 4), (14, 14), (24, 24))
+
+
+def attend(attention: Callable) -> Tensor:
+    return attention(*random(3, 2, 3, 5, 4))
+
+
+def run_layer(layer_class: Callable) -> Tensor:
+    return randomize(layer_class(12, 3))(random(2, 5, 12))
+
+
+def run_mlp(mlp_class: Callable) -> Tensor:
+    return randomize(mlp_class(12))(random(2, 5, 12))
+
+
+def run_model(model_class: Callable) -> Tensor:
+    return small(model_class)(random(2, 3, 8, 12))
+
+
+EXHIBITS = [
+    Exhibit(
+        1,
+        patches_by_reshape,
+        patchify,
+        cut_16,
+        patch_0_holds_the_pixels_of_its_square,
+        share_of_the_reshaped_patch_in_its_square,
+    ),
+    Exhibit(
+        1,
+        patches_with_channels_last,
+        patchify,
+        cut_16,
+        patches_fit_the_kernel_of_a_convolution,
+        miss_of_channels_last,
+    ),
+    Exhibit(
+        1,
+        PatchEmbedWithoutACheck,
+        PatchEmbed,
+        lambda embed: embed(16, 3, 8)(torch.zeros(2, 3, 224, 224)),
+        every_pixel_counts_or_is_refused,
+        pixels_without_a_gradient,
+    ),
+    Exhibit(
+        2,
+        mean_of_all_tokens,
+        partial(pool, mode="mean"),
+        lambda mean: mean(random(2, 17, 8)),
+        the_class_token_is_not_in_the_mean,
+        share_of_the_class_token,
+    ),
+    Exhibit(
+        2,
+        TokenForEachPlaceInTheBatch,
+        TokenForAllImages,
+        lambda layer: layer(2, 8)(torch.zeros(2, 4, 8)),
+        equal_images_get_equal_tokens,
+        numbers_in_the_class_token,
+    ),
+    Exhibit(
+        2,
+        token_from_randn,
+        token_of_the_package,
+        lambda make: make(768),
+        the_token_starts_smaller_than_a_patch,
+        size_of_a_token_from_randn,
+    ),
+    Exhibit(
+        3,
+        VitWithoutPositions,
+        VisionTransformer,
+        run_model,
+        shuffled_patches_give_other_logits,
+        effect_of_shuffled_patches,
+    ),
+    Exhibit(
+        3,
+        resize_to_a_square,
+        resize_pos_embed,
+        resize_14_to_24,
+        patches_of_one_row_stay_in_one_row,
+        rows_of_tables_guessed_square,
+    ),
+    Exhibit(
+        3,
+        resize_with_a_guessed_prefix,
+        resize_pos_embed,
+        resize_14_to_24,
+        the_class_token_keeps_its_row,
+        rows_of_a_table_with_a_guessed_prefix,
+    ),
+    Exhibit(
+        3,
+        resize_if_the_table_is_shorter,
+        resize_pos_embed,
+        lambda resize: resize(random(1, 577, 4), (24, 24), (14, 14)),
+        the_last_row_is_still_the_last,
+        part_of_the_table_that_is_cut_off,
+    ),
+    Exhibit(
+        4,
+        block_without_batch_first,
+        EncoderBlock,
+        run_layer,
+        every_token_sees_its_own_image_only,
+        what_another_image_changes,
+    ),
+    Exhibit(
+        4,
+        softmax_over_the_queries,
+        attention_of_the_package,
+        attend,
+        equal_values_are_their_own_average,
+        averages_of_ones,
+    ),
+    Exhibit(
+        4,
+        attention_without_the_scale,
+        attention_of_the_package,
+        attend,
+        attention_equals_the_one_of_pytorch,
+        largest_weights,
+    ),
+    Exhibit(
+        4,
+        AttentionWithMixedHeads,
+        MultiHeadSelfAttention,
+        run_layer,
+        shuffled_tokens_give_shuffled_outputs,
+        miss_of_mixed_heads,
+    ),
+    Exhibit(
+        4,
+        AttentionWithHeadsFirst,
+        MultiHeadSelfAttention,
+        run_layer,
+        weights_of_timm_give_the_outputs_of_timm,
+        miss_of_heads_first,
+    ),
+    Exhibit(
+        4,
+        CausalAttention,
+        MultiHeadSelfAttention,
+        run_layer,
+        every_token_sees_every_token,
+        what_a_causal_mask_hides,
+    ),
+    Exhibit(
+        5,
+        NarrowMlp,
+        Mlp,
+        run_mlp,
+        the_mlp_of_the_base_model_has_4722432_weights,
+        weights_of_narrow_mlps,
+    ),
+    Exhibit(
+        5,
+        ReluMlp,
+        Mlp,
+        run_mlp,
+        the_mlp_equals_the_one_of_timm,
+        gap_of_relu,
+    ),
+    Exhibit(
+        5,
+        TanhMlp,
+        Mlp,
+        run_mlp,
+        the_mlp_equals_the_one_of_timm,
+        gap_of_tanh_gelu,
+    ),
+    Exhibit(
+        6,
+        BlockWithOneState,
+        EncoderBlock,
+        run_layer,
+        the_block_equals_the_one_of_timm,
+        miss_of_one_state,
+    ),
+    Exhibit(
+        6,
+        BlockWithDefaultEps,
+        EncoderBlock,
+        run_layer,
+        the_block_equals_the_one_of_timm,
+        effect_of_eps,
+    ),
+    Exhibit(
+        6,
+        PostNormBlock,
+        EncoderBlock,
+        run_layer,
+        silent_branches_leave_the_tokens_alone,
+        what_is_left_of_the_input,
+    ),
+    Exhibit(
+        6,
+        one_block_many_times,
+        blocks_of_the_package,
+        lambda stack: stack(12, 3, 3)(torch.zeros(2, 5, 12)),
+        three_blocks_have_three_times_the_weights,
+        weights_of_twelve_blocks,
+    ),
+    Exhibit(
+        7,
+        VitWithoutFinalNorm,
+        VisionTransformer,
+        run_model,
+        every_parameter_has_a_gradient,
+        sizes_of_what_the_head_reads,
+    ),
+    Exhibit(
+        7,
+        equal_on_fresh_weights,
+        equal_on_redrawn_weights,
+        lambda test: torch.tensor(test(VisionTransformer)),
+        the_test_finds_each_broken_model,
+        largest_fresh_logit,
+    ),
+    Exhibit(
+        7,
+        FortyLineVit,
+        ten_class_vit,
+        loss_on_ten_classes,
+        ten_classes_have_ten_logits,
+        losses_of_knowing_nothing,
+    ),
+]
+
+
+each_exhibit = pytest.mark.parametrize(
+    "exhibit", EXHIBITS, ids=lambda exhibit: exhibit.name
+)
+
+
+@each_exhibit
+def test_the_wrong_form_has_the_right_shape(exhibit):
+    wrong, right = exhibit.use(exhibit.wrong), exhibit.use(exhibit.right)
+    assert wrong.shape == right.shape
+
+
+@each_exhibit
+def test_the_proof_finds_the_wrong_form(exhibit):
+    with pytest.raises(AssertionError):
+        exhibit.proof(exhibit.wrong)
+
+
+@each_exhibit
+def test_the_proof_holds_for_the_form_of_the_package(exhibit):
+    exhibit.proof(exhibit.right)
+
+
+# --- What else the page says -------------------------------------------
+
+
+def test_channels_last_with_reordered_weights_are_as_good():
+    kernel, images = random(8, 3, 4, 4), random(2, 3, 12, 8, seed=2)
+    reordered = rearrange(kernel, "d c p1 p2 -> d (p1 p2 c)")
+    tokens = patches_with_channels_last(images, 4) @ reordered.T
+    assert_equal(tokens, patchify(images, 4) @ kernel.flatten(1).T)
+
+
+def test_a_token_that_is_not_expanded_fails_on_two_images_only():
+    token = torch.zeros(1, 1, 8)
+    torch.cat([token, torch.zeros(1, 4, 8)], dim=1)
+    with pytest.raises(RuntimeError):
+        torch.cat([token, torch.zeros(2, 4, 8)], dim=1)
+
+
+def test_a_token_for_each_place_fails_on_a_smaller_batch():
+    with pytest.raises(RuntimeError):
+        TokenForEachPlaceInTheBatch(2, 8)(torch.zeros(1, 4, 8))
+
+
+def test_a_gradient_finds_the_missing_positions_too():
+    with pytest.raises(AssertionError):
+        every_parameter_has_a_gradient(VitWithoutPositions)
+
+
+@pytest.mark.parametrize("grid", [(7, 28), (12, 27)])
+def test_a_square_number_of_patches_is_wrong_in_silence(grid):
+    column = torch.arange(14.0).repeat(14)  # of each patch
+    table = F.pad(column, (1, 0)).view(1, 197, 1)
+    wrong = resize_to_a_square(table, (14, 14), grid)
+    right = resize_pos_embed(table, (14, 14), grid)
+    assert wrong.shape == right.shape
+    assert (wrong - right).abs().max() > 6  # columns
+
+
+def test_batch_first_makes_the_layer_of_pytorch_right():
+    every_token_sees_its_own_image_only(
+        lambda dim, num_heads: nn.TransformerEncoderLayer(
+            dim, num_heads, 4 * dim, dropout=0.0, batch_first=True
+        )
+    )
+
+
+def test_shuffled_tokens_do_not_find_heads_first():
+    shuffled_tokens_give_shuffled_outputs(AttentionWithHeadsFirst)
+
+
+def test_a_coarse_tolerance_does_not_find_the_tanh():
+    torch.manual_seed(0)
+    right, wrong = Mlp(768), TanhMlp(768)
+    wrong.load_state_dict(right.state_dict())
+    x = torch.randn(2, 197, 768)
+    torch.testing.assert_close(wrong(x), right(x), rtol=0, atol=1e-3)
+
+
+def test_allclose_in_float32_does_not_find_the_eps():
+    x = F.layer_norm(random(197, 768), (768,), eps=0).float()
+    one, other = (F.layer_norm(x, (768,), eps=eps) for eps in (1e-5, 1e-6))
+    assert torch.allclose(one, other)
+
+
+@pytest.mark.parametrize(
+    "block_class", [BlockWithOneState, BlockWithDefaultEps, PostNormBlock]
+)
+def test_the_weights_of_a_right_block_load_into_a_wrong_one(block_class):
+    state = EncoderBlock(12, 3).state_dict()
+    block_class(12, 3).load_state_dict(state, strict=True)
+
+
+def test_twelve_times_the_same_block_loads_twelve_blocks():
+    right = blocks_of_the_package(12, 3, 12)
+    wrong = one_block_many_times(12, 3, 12)
+    wrong.load_state_dict(right.state_dict(), strict=True)
+    assert wrong[0].mlp.fc1.weight.equal(right[11].mlp.fc1.weight)
+
+
+def test_a_fresh_model_of_the_package_has_no_logit_but_0():
+    assert not fresh(VisionTransformer)(random(2, 3, 8, 12)).any()
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        shuffled_patches_give_other_logits,
+        an_image_alone_has_the_logits_it_has_in_a_batch,
+        ten_classes_have_ten_logits,
+    ],
+)
+def test_the_forty_lines_fail_each_proof_of_a_model(proof):
+    with pytest.raises(AssertionError):
+        proof(FortyLineVit)
+    proof(ten_class_vit)
+
+
+def test_the_blocks_of_the_forty_lines_are_post_norm():
+    with pytest.raises(AssertionError):
+        silent_branches_leave_the_tokens_alone(
+            lambda dim, num_heads: FortyLineVit(8, 4, dim, 1, num_heads).blocks
+        )
+
+
+# --- The page ----------------------------------------------------------
+
+
+def section_of(target: str) -> str:
+    """Return a section of the page from its name to the next one."""
+    start = PAGE.index(f"({target})=\n") + len(target) + 3
+    return re.split(r"^(?:\(.*\)=|## .*)$", PAGE[start:], flags=re.M)[0]
+
+
+def quoted(text: str) -> list[tuple[Path, str]]:
+    """The files and the names of what a part of the page quotes."""
+    fence = re.compile(
+        r"^`{3,}\{literalinclude\} (\S+)\n:language: python\n"
+        r"(?::\w+:.*\n)*?:pyobject: (\S+)$",
+        re.M,
+    )
+    assert len(fence.findall(text)) == text.count("{literalinclude}")
+    return [
+        ((ROOT / "book" / path).resolve(), name)
+        for path, name in fence.findall(text)
+    ]
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def source_of(path: Path, name: str) -> str:
+    """Return the lines of a top-level definition."""
+    for node in tree_of(path).body:
+        if getattr(node, "name", None) == name:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return "\n".join(lines[node.lineno - 1 : node.end_lineno])
+    raise AssertionError(f"{path.name} has no {name}")
+
+
+def numbers_of(text: str) -> tuple[list[str], list[str]]:
+    """Return the bold numbers of the prose, and the other ones."""
+    for pattern in (
+        r"^(`{3,}).*?^\1$",  # code
+        r"`[^`]*`",
+        r"\]\([^)]*\)",  # where a link leads
+        r"[Cc]hapter \d\d",
+    ):
+        text = re.sub(pattern, "", text, flags=re.M | re.S)
+    bold = r"\*\*(\d[^*]*)\*\*"
+    rest = re.sub(bold, "", text)
+    return re.findall(bold, text), re.findall(r"\S*\d\S*", rest)
+
+
+@each_exhibit
+def test_the_page_shows_the_wrong_form_and_its_proof(exhibit):
+    shown = [name for _, name in quoted(section_of(exhibit.target))]
+    assert shown[0] == exhibit.name
+    everywhere = [name for _, name in quoted(PAGE)]
+    assert exhibit.proof.__name__ in everywhere
+
+
+@each_exhibit
+def test_the_page_states_what_is_measured_and_no_other_number(exhibit):
+    bold, other = numbers_of(section_of(exhibit.target))
+    assert sorted(set(bold)) == sorted(set(exhibit.numbers()))
+    assert other == []
+
+
+@each_exhibit
+def test_an_exhibit_has_every_part_and_stands_in_its_chapter(exhibit):
+    section = section_of(exhibit.target)
+    assert section.count("\n### ") == 1
+    parts = re.findall(r"^\*\*(\D[^*]*)\.\*\*", section, re.M)
+    assert parts == PARTS
+    assert f"hapter {exhibit.chapter:02}" in section.split("**The fix.**")[1]
+    before = PAGE[: PAGE.index(f"({exhibit.target})=\n")]
+    chapter = re.findall(r"^## Chapter (\d\d): ", before, re.M)[-1]
+    assert int(chapter) == exhibit.chapter
+
+
+PARTS = [
+    "What you see",
+    "Why a shape test passes",
+    "What finds it",
+    "The fix",
+]
+
+
+def test_the_table_lists_the_exhibits_of_the_page():
+    rows = re.findall(
+        r"^\| (\d\d) \| \[(.*)\]\(#([a-z0-9-]+)\) \|.*\|.*\|$", PAGE, re.M
+    )
+    titles = [
+        re.search(r"^### (.*)$", section_of(exhibit.target), re.M)[1]
+        for exhibit in EXHIBITS
+    ]
+    assert rows == [
+        (f"{exhibit.chapter:02}", title, exhibit.target)
+        for exhibit, title in zip(EXHIBITS, titles, strict=True)
+    ]
+
+
+def test_the_page_has_no_section_that_is_no_exhibit():
+    targets = re.findall(r"^\((.*)\)=$", PAGE, re.M)
+    assert targets == [exhibit.target for exhibit in EXHIBITS]
+
+
+def test_a_wrong_form_says_where_it_is_wrong():
+    marks = {
+        exhibit.name: re.findall(
+            r"^ +# wrong: .*$", source_of(Path(__file__), exhibit.name), re.M
+        )
+        for exhibit in EXHIBITS
+    }
+    assert [name for name, lines in marks.items() if not lines] == []
+    # A phone shows 44 columns before the reader scrolls.
+    assert max(len(line) for lines in marks.values() for line in lines) <= 44
+
+
+def test_quoted_code_is_narrow():
+    wide = [
+        line
+        for path, name in quoted(PAGE)
+        if path == Path(__file__).resolve()
+        for line in source_of(path, name).splitlines()
+        if len(line) > 76
+    ]
+    assert wide == []
+
+
+def numbers_against_the_sentences() -> list[str]:
+    with torch.device("meta"):
+        model = VisionTransformer()
+    kernel = model.patch_embed.proj.weight
+    changed = tokens_that_change(
+        randomize(PatchEmbed(16, 3, 8)),
+        random(1, 3, 224, 224),
+        (0, 0, 100, 100),
+    )
+    numbers = [str(kernel[0].numel()), str(len(kernel)), str(len(changed))]
+    for patch_size in (16, 32):
+        numbers.append(parameters(lambda p=patch_size: PatchEmbed(p)))
+        with torch.device("meta"):
+            model = VisionTransformer(224, patch_size)
+        numbers.append(str(model.pos_embed.shape[1]))
+    return numbers
+
+
+def test_the_wrong_sentences_are_answered_by_measured_numbers():
+    section = PAGE.split("## Wrong sentences")[1]
+    bold, other = numbers_of(section)
+    assert sorted(set(bold)) == sorted(set(numbers_against_the_sentences()))
+    assert other == []

@@ -86,6 +86,25 @@ def accepts(function: Callable, *args: Any, **kwargs: Any) -> bool:
     return True
 
 
+def not_taken(
+    function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, ...]:
+    """The keyword arguments that the function cannot be called with."""
+    if accepts(function, *args, **kwargs):
+        return ()
+    taken = [n for n in kwargs if accepts(function, *args, **{n: kwargs[n]})]
+    return tuple(n for n in kwargs if n not in taken) or tuple(kwargs)
+
+
+def defaults(function: Callable) -> dict[str, Any]:
+    """The arguments of a function that may be left out."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except Exception:  # some built-in functions have none
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
 def arguments(function: Callable) -> str:
     """Names and defaults of a function's arguments, for a report."""
     parameters = inspect.signature(function).parameters.values()

@@ -22,6 +22,7 @@ NOT_THE_READERS = (
     f"{sysconfig.get_path('stdlib')}{os.sep}",
     "<frozen",
 )
+DTYPE = "The numbers are right, but not their dtype: keep the input's."
 
 
 @contextmanager
@@ -101,18 +102,23 @@ def tensors(value: Any) -> list[Tensor]:
 def difference(expected: Tensor, got: Tensor) -> str | None:
     """How a tensor differs from the expected one, or None."""
     want, have = tuple(expected.shape), tuple(got.shape)
+    dtype = expected.dtype
     if want != have:
         return f"expected shape {want}, got {have}"
     if got.is_complex() or got.layout != torch.strided:
         return f"expected {expected.dtype}, got {got.dtype}, {got.layout}"
     # Sums in float32 differ by about 1e-6 when the order differs.
-    numbers = got.detach().to(expected)
+    numbers = got.detach()
+    if got.is_floating_point() and not expected.is_floating_point():
+        expected = expected.to(got)  # 0.5 is not 0
+    else:
+        numbers = numbers.to(expected)
     if numbers.isnan().any():
         return "the result holds NaN, which is not a number"
     if not torch.allclose(expected, numbers, rtol=1e-4, atol=1e-5):
         largest = (expected - numbers).abs().max().item()
         return f"largest difference {largest:.2g}"
-    if got.dtype != expected.dtype:
+    if got.dtype != dtype:
         return f"the numbers are right, but the dtype is {got.dtype}"
     return None
 
@@ -151,7 +157,7 @@ def compare(expected: Any, got: Any) -> tuple[str | None, str | None]:
 
 def _dtype_cause(problem: str) -> str | None:
     if problem.startswith("the numbers are right"):
-        return "The numbers are right, but not their dtype: keep the input's."
+        return DTYPE
     return None
 
 

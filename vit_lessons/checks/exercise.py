@@ -7,6 +7,7 @@ and wrong as soon as one feature is added: a second image, a second head.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,13 +19,16 @@ from vit_lessons.checks.candidate import (
     Refusal,
     accepts,
     arguments,
+    defaults,
     inspect_parameters,
     is_empty,
     is_empty_class,
     kind,
+    not_taken,
 )
 from vit_lessons.checks.catalogue import WrongForm
 from vit_lessons.checks.compare import (
+    DTYPE,
     NoDropout,
     alike,
     attempt,
@@ -65,7 +69,8 @@ class Case:
         label: The case in a few words, for the report.
         args: Arguments of the function, or of forward.
         cause: The likely mistake if this is the first case to fail.
-        kwargs: Keyword arguments of forward, for a class.
+        kwargs: Optional keyword arguments of the function, or of forward. The
+            case is not run if the candidate does not take them.
         init: Arguments of the constructor, for a class.
     """
 
@@ -100,6 +105,13 @@ class Outcome:
         is_error = isinstance(self.got, BaseException)
         is_refusal = isinstance(self.got, Refusal)  # nothing was called
         return bool(self.problem) and is_error and not is_refusal
+
+    def is_half(self) -> bool:
+        """Is this a case in half precision?"""
+        return any(
+            x.dtype in (torch.float16, torch.bfloat16)
+            for x in tensors(self.expected)
+        )
 
     def is_readable(self) -> bool:
         """Does the result show which wrong form the candidate is?"""
@@ -145,15 +157,41 @@ class Exercise:
                 f"check needs your function itself, and got {kind(candidate)}."
             )
         for case in self.cases:
-            if not accepts(candidate, *case.args):
+            if not (
+                accepts(candidate, *case.args)
+                or (case is not self.cases[0] and self._wants(candidate, case))
+            ):
                 raise Refusal(
                     f"Your function must take ({arguments(self.reference)}), "
                     f"and it takes ({arguments(candidate)})."
                 )
 
     def missing(self, candidate: Any, case: Case) -> tuple[str, ...]:
-        """The arguments of a case that the candidate does not take."""
+        """The optional arguments of a case that are not taken."""
+        if wanted := self._wants(candidate, case):
+            return tuple(f"{name} left out" for name in wanted)
+        return not_taken(candidate, case.args, case.kwargs)
+
+    def _wants(self, candidate: Any, case: Case) -> tuple[str, ...]:
+        """The arguments that a case leaves out and the candidate needs."""
+        left_out = {
+            name: default
+            for name, default in defaults(self.reference).items()
+            if name not in self.given(case)
+        }
+        for n in range(len(left_out) + 1):
+            if accepts(candidate, *case.args, *list(left_out.values())[:n]):
+                return tuple(left_out)[:n]
         return ()
+
+    def given(self, case: Case) -> set[str]:
+        """Names of the arguments that a case gives to the reference."""
+        bound = inspect.signature(self.reference).bind(*case.args)
+        return {*bound.arguments, *case.kwargs}
+
+    def fill(self, case: Case, more: dict[str, Any]) -> Case:
+        """The same case, with arguments that it leaves out."""
+        return replace(case, kwargs=more | case.kwargs)
 
     def ready(self, candidate: Any, case: Case) -> Callable[..., Any]:
         """What to call with the arguments of this case."""
@@ -179,6 +217,8 @@ class Exercise:
         given = case.map(clone)
         got, got_again = self.call(candidate, given, again)
         problem, cause = compare(expected, got)
+        if cause == DTYPE and not case.inputs():
+            cause = DTYPE.replace("keep the input's", f"use {expected.dtype}")
         if not all(map(same, case.inputs(), given.inputs())):
             problem, cause = "the input has changed", IN_PLACE
         elif not problem and not same(expected_again, got_again):
@@ -199,6 +239,8 @@ class Exercise:
             return IN_PLACE
         if self._is_right_without_dropout(candidate, ran):
             return DROPOUT
+        if cause := self._other_defaults(candidate, ran):
+            return cause
         causes = [self._recognize(ran)]
         if ran[0].problem:
             causes.append(self._is_right_only_for(candidate))
@@ -224,6 +266,34 @@ class Exercise:
                 for o in outcomes
             )
 
+    def _other_defaults(
+        self, candidate: Any, outcomes: list[Outcome]
+    ) -> str | None:
+        """The defaults to mend, if the candidate is right with ours."""
+        ours, theirs = defaults(self.reference), defaults(candidate)
+        other = {
+            name: default
+            for name, default in ours.items()
+            if name in theirs
+            and isinstance(default, str | int | float)
+            and isinstance(theirs[name], str | int | float | None)
+            and theirs[name] != default
+        }
+        if not other:
+            return None
+        for outcome in outcomes:
+            given = self.given(outcome.case)
+            more = {n: d for n, d in other.items() if n not in given}
+            [got] = self.call(
+                candidate, self.fill(outcome.case, more).map(clone)
+            )
+            if not same(outcome.expected, got):
+                return None
+        return " ".join(
+            f"The default of {n} must be {d!r}, and yours is {theirs[n]!r}."
+            for n, d in other.items()
+        )
+
     def _recognize(self, outcomes: list[Outcome]) -> str | None:
         """The cause of the wrong form that returns all that was returned."""
         readable = [outcome for outcome in outcomes if outcome.is_readable()]
@@ -233,6 +303,9 @@ class Exercise:
             if not raising:
                 return None
             readable += raising
+        full = [outcome for outcome in readable if not outcome.is_half()]
+        if any(outcome.problem for outcome in full):
+            readable = full  # rounding must not hide another mistake
         # The failed cases first: they tell the wrong forms apart.
         readable.sort(key=lambda outcome: not outcome.problem)
         with torch.no_grad():
@@ -251,12 +324,18 @@ class Exercise:
     def gradient_problem(self, candidate: Any) -> str | None:
         """Compare the gradients in the fullest case that was run."""
         case = [c for c in self.cases if not self.missing(candidate, c)][-1]
+        if not self.has_gradients(case):
+            return None
         expected = isolate(self.gradients, self.reference, case)
         got = isolate(self.gradients, candidate, case)
         if isinstance(got, BaseException):
             is_in_place = "inplace" in text(got)
             return IN_PLACE_GRADIENT if is_in_place else NO_GRADIENT
         return None if all(map(same, expected, got)) else NO_GRADIENT
+
+    def has_gradients(self, case: Case) -> bool:
+        """Is there anything in this case that a gradient can reach?"""
+        return any(x.is_floating_point() for x in case.inputs())
 
     def gradients(self, candidate: Any, case: Case) -> list[Tensor]:
         """Gradients of a sum in which no element weighs the same."""
@@ -322,6 +401,17 @@ class ModuleExercise(Exercise):
         if not accepts(candidate.forward, None, *case.args, **case.kwargs):
             return tuple(case.kwargs)
         return ()
+
+    def given(self, case: Case) -> set[str]:
+        """Names of the arguments that a case gives to the constructor."""
+        return set(case.init)
+
+    def fill(self, case: Case, more: dict[str, Any]) -> Case:
+        """The same case, with arguments that the constructor lacks."""
+        return replace(case, init=more | case.init)
+
+    def has_gradients(self, case: Case) -> bool:
+        return True
 
     def build(self, case: Case) -> nn.Module:
         """The package's module with weights that are neither 0 nor tiny."""

@@ -234,11 +234,18 @@ def test_a_right_solution_written_differently_passes(name, candidate):
 
 # The catalogue.
 
+
+def every_single(exercise):
+    """The forms with one mistake; of the whole model, which repeats those of
+    its parts, every fourth."""
+    singles = [w for w in FORMS[exercise.name] if not w.cause.startswith(TWO)]
+    return singles[:: 4 if exercise.name == "VisionTransformer" else 1]
+
+
 SINGLES = [
     pytest.param(e, wrong, id=f"{e.name}-{i}")
     for e in EXERCISES
-    for i, wrong in enumerate(FORMS[e.name])
-    if not wrong.cause.startswith(TWO)
+    for i, wrong in enumerate(every_single(e))
 ]
 PAIRS = [
     pytest.param(e, wrong, id=f"{e.name}-{wrong.cause[len(TWO) :][:40]}")

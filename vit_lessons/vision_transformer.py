@@ -154,7 +154,8 @@ class VisionTransformer(nn.Module):
         return self.head(x)  # equation 4: y
 
 
-VIT_PRESETS: dict[str, dict[str, Any]] = {  # arguments by timm's names
+#: Arguments of VisionTransformer for the published sizes, by timm's names.
+VIT_PRESETS: dict[str, dict[str, Any]] = {
     f"vit_{name}_patch{patch_size}_224": {
         "img_size": 224,
         "patch_size": patch_size,

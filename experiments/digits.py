@@ -60,7 +60,8 @@ def train(
         learning_rate: The largest one; it rises during the warm-up and then
             falls to 0 along a cosine.
         warmup: Share of the steps that are warm-up.
-        weight_decay: On matrices; not on biases and norms.
+        weight_decay: On tensors of two and more axes: matrices, tables and
+            tokens, not biases and norms.
     """
     images, labels, test_images, test_labels = split()
     parameters = [p for p in model.parameters() if p.requires_grad]

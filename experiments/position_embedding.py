@@ -1,7 +1,7 @@
 """How should the model learn where a patch was?
 
 A small Vision Transformer learns the handwritten digits with five kinds of
-position embedding, each with several sizes of its first numbers, and with a
+position embedding, one of them in two forms, each with several sizes of its first numbers, and with a
 short and a longer training.
 """
 
@@ -58,12 +58,24 @@ class LearnedAxes(NoPositions):
 
 
 class SineCosine(NoPositions):
-    """A fixed table of sines and cosines with the standard deviation std."""
+    """A fixed table of sines and cosines with the standard deviation std.
+
+    Most of its variance is between features, and the same for all places.
+    The centered table has the mean of each feature taken away.
+    """
+
+    is_centered = False
 
     def __init__(self, std: float, **sizes: object) -> None:
         super().__init__(**sizes)
         table = sincos_pos_embed(self.grid_size, self.pos_embed.shape[2])
+        if self.is_centered:
+            table = table - table.mean(dim=1, keepdim=True)
         self.pos_embed.data[:, 1:] = table * std / table.std()
+
+
+class CenteredSineCosine(SineCosine):
+    is_centered = True
 
 
 class RelativeBias(NoPositions):
@@ -94,6 +106,7 @@ KINDS = {
     "learned": LearnedTable,
     "learned axes": LearnedAxes,
     "sine-cosine": SineCosine,
+    "sine-cosine, centered": CenteredSineCosine,
     "relative bias": RelativeBias,
 }
 
@@ -125,5 +138,5 @@ if __name__ == "__main__":
         __file__,
         run,
         CONFIGURATIONS,
-        quick=(CONFIGURATIONS[:17:4], {"steps": 5}),
+        quick=(CONFIGURATIONS[:26:5], {"steps": 5}),
     )

@@ -103,9 +103,12 @@ def _run_all(run: Run, jobs: list[dict], partial: Path) -> Iterator[dict]:
     partial.parent.mkdir(exist_ok=True)
     done: dict[str, dict] = {}
     if partial.is_file():
-        for line in partial.read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            done[_key(entry)] = entry
+        for line in partial.read_text("utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):  # else it was being written
+                entry = json.loads(line)
+                done[_key(entry)] = entry
+        lines = "".join(json.dumps(entry) + "\n" for entry in done.values())
+        partial.write_text(lines, "utf-8")
     left = [job for job in jobs if _key(job) not in done]
     with (
         ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,

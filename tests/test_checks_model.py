@@ -1289,11 +1289,15 @@ class OtherArguments(nn.Module):
         ("VisionTransformer", Published, "the images of a batch see each"),
         ("VisionTransformer", NoPositions, "There are no positions."),
         ("VisionTransformer", FixedPositions, "pos_embed cannot learn"),
-        ("VisionTransformer", OtherArguments, "must take (img_size=224, "),
+        (
+            "VisionTransformer",
+            OtherArguments,
+            "must take img_size, patch_size, ",
+        ),
         ("EncoderBlock", TorchAttention, "it is told batch_first=True"),
         ("EncoderBlock", OwnBlock(6, 2), "your class itself"),
-        ("Mlp", OtherArguments, "The constructor must take (dim, "),
-        ("DropPath", nn.Dropout, "must take (drop_path=0.0), and yours"),
+        ("Mlp", OtherArguments, "The constructor must take dim by keyword, "),
+        ("DropPath", nn.Dropout, "must take drop_path by keyword, and yours"),
     ],
 )
 def test_an_unusable_candidate_gets_an_answer(name, candidate, words):

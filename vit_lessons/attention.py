@@ -66,8 +66,9 @@ class MultiHeadSelfAttention(nn.Module):
         the first n tokens ask, all N answer. None stands for all
 
     Raises:
-        ValueError: dim is no multiple of num_heads, x is not (B, N, D), or
-            bias holds no floating-point numbers.
+        ValueError: dim is no multiple of num_heads, x is not (B, N, D), bias
+            holds no floating-point numbers or does not broadcast, or
+            num_queries is not in 1..N.
 
     Source: Dosovitskiy et al. 2021, equations 5-8,
     https://arxiv.org/abs/2010.11929. Parameter names are timm's.
@@ -99,6 +100,10 @@ class MultiHeadSelfAttention(nn.Module):
             raise ValueError(
                 f"x must be (B, N, {self.dim}), got {tuple(x.shape)}"
             )
+        if num_queries is not None and not 1 <= num_queries <= x.shape[1]:
+            raise ValueError(
+                f"num_queries must be in 1..{x.shape[1]}, got {num_queries}"
+            )
         if bias is not None and not bias.is_floating_point():
             raise ValueError(f"bias must hold floats, got {bias.dtype}")
         q, k, v = rearrange(
@@ -108,6 +113,14 @@ class MultiHeadSelfAttention(nn.Module):
             h=self.num_heads,
         )
         q = q[:, :, :num_queries]  # (B, h, n, d)
+        if bias is not None:
+            shape = (*q.shape[:3], x.shape[1])  # (B, h, n, N)
+            try:
+                bias = bias.to(q.dtype).expand(shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"bias must broadcast to {shape}, got {tuple(bias.shape)}"
+                ) from None
         # The fused kernel does not store the weights. On a CPU and for a
         # very short sequence it is not faster (benchmarks/forms.py).
         if return_weights or (x.shape[1] < 64 and not x.is_cuda):

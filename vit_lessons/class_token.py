@@ -32,7 +32,7 @@ def prepend_token(x: Tensor, token: Tensor) -> Tensor:
             "x must be (B, N, D) and token (1, 1, D), got "
             f"{tuple(x.shape)} and {tuple(token.shape)}"
         )
-    return torch.cat([token.expand(len(x), -1, -1), x], dim=1)
+    return torch.cat([token.expand(x.shape[0], -1, -1), x], dim=1)
 
 
 def pool(x: Tensor, mode: str = "cls", *, num_prefix_tokens: int = 1) -> Tensor:

@@ -28,7 +28,8 @@ class DropPath(nn.Module):
     Raises:
         ValueError: drop_path is not in 0 <= drop_path < 1.
 
-    Source: Huang et al. 2016, https://arxiv.org/abs/1603.09382
+    Source: Huang et al. 2016, https://arxiv.org/abs/1603.09382; one draw for
+    each image, and dividing in training, as timm does.
     """
 
     def __init__(self, drop_path: float = 0.0) -> None:
@@ -43,8 +44,8 @@ class DropPath(nn.Module):
         if not self.training or self.drop_path == 0:
             return x
         keep = 1 - self.drop_path
-        each_image = x.new_empty(len(x), *[1] * (x.ndim - 1))  # (B, 1, ...)
-        return x * each_image.bernoulli_(keep) / keep
+        each_image = x.new_empty(x.shape[0], *[1] * (x.ndim - 1))  # (B, 1, ...)
+        return x * (each_image.bernoulli_(keep) / keep)
 
 
 class EncoderBlock(nn.Module):

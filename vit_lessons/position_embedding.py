@@ -40,7 +40,7 @@ def sincos_pos_embed(
             positive, or grid_size is no size.
 
     Source: Vaswani et al. 2017, section 3.5, https://arxiv.org/abs/1706.03762,
-    once for each axis. MoCo v3 and MAE use this layout.
+    once for each axis. MAE uses this layout.
     """
     gh, gw = as_pair("grid_size", grid_size)
     if dim < 4 or dim % 4:

@@ -36,7 +36,8 @@ class VisionTransformer(nn.Module):
         dropout: Probability of setting a feature to 0 in training, after the
             positions and after each linear layer but qkv and the head.
         drop_path: Probability of skipping a branch of the last block in
-            training. It rises evenly from 0 in the first block.
+            training. It rises evenly from 0 in the first block, so that it
+            changes nothing if there is one block.
 
     Shape:
         images: (B, C, H, W) of img_size -> logits (B, K)
@@ -68,6 +69,11 @@ class VisionTransformer(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if min(in_chans, embed_dim) < 1 or num_classes < 0:
+            raise ValueError(
+                "in_chans, embed_dim must be positive and num_classes at least "
+                f"0, got {in_chans}, {embed_dim} and {num_classes}"
+            )
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         height, width = as_pair("img_size", img_size)
         p1, p2 = self.patch_embed.patch_size
@@ -76,8 +82,11 @@ class VisionTransformer(nn.Module):
                 f"img_size must be a multiple of patch_size, got "
                 f"{(height, width)} and {(p1, p2)}"
             )
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
+        if depth < 1 or not 0 <= drop_path < 1:
+            raise ValueError(
+                "depth must be at least 1 and drop_path in 0 <= drop_path < 1, "
+                f"got {depth} and {drop_path}"
+            )
         if pool not in ("cls", "mean"):
             raise ValueError(f'pool must be "cls" or "mean", got {pool!r}')
         self.grid_size = (gh, gw) = (height // p1, width // p2)
@@ -104,7 +113,7 @@ class VisionTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights anew, positions small, matrices by their width."""
+        """Draw the first weights: class token and head 0, positions small."""
         nn.init.zeros_(self.cls_token)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.patch_embed.proj.reset_parameters()
@@ -150,8 +159,8 @@ class VisionTransformer(nn.Module):
         # for less work (benchmarks/speed.py).
         read = self.num_prefix_tokens if self.pool == "cls" else None
         x = self.forward_features(images, num_queries=read)
-        x = pool(x, self.pool, num_prefix_tokens=self.num_prefix_tokens)
-        return self.head(x)  # equation 4: y
+        y = pool(x, self.pool, num_prefix_tokens=self.num_prefix_tokens)
+        return self.head(y)  # y is that of equation 4
 
 
 #: Arguments of VisionTransformer for the published sizes, by timm's names.

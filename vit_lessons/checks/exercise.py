@@ -377,7 +377,7 @@ class ModuleExercise(Exercise):
         case = self.cases[0]
         if not accepts(candidate, **case.init):
             raise Refusal(
-                f"The constructor must take ({arguments(self.reference)}), "
+                f"The constructor must take {', '.join(case.init)} by keyword, "
                 f"and yours takes ({arguments(candidate)})."
             )
         forward = candidate.forward

@@ -301,8 +301,8 @@ MODEL_MISTAKES = (
         {"stack": lambda s, blocks, x: x + sum(block(x) for block in blocks)},
     ),
     Mistake(
-        "The blocks run over the batch, so that images see each other: the "
-        "batch is the first axis, the tokens are the second.",
+        "The class token hears from no patch: the blocks run over the batch, "
+        "which is the first axis, or a causal mask hides the patches.",
         {"stack": _over_the_batch},
     ),
     Mistake(

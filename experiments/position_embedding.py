@@ -1,8 +1,8 @@
 """How should the model learn where a patch was?
 
 A small Vision Transformer learns the handwritten digits with five kinds of
-position embedding, one of them in two forms, each with several sizes of its first numbers, and with a
-short and a longer training.
+position embedding, one of them in two forms, each with several sizes of its
+first numbers, and with a short and a longer training.
 """
 
 from __future__ import annotations

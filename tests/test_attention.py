@@ -163,6 +163,53 @@ def test_a_long_sequence_runs_the_fused_kernel(monkeypatch):
     assert calls
 
 
+@pytest.mark.parametrize("n", [10, 70])
+@pytest.mark.parametrize("num_queries", [1, 4, None])
+@pytest.mark.parametrize("axes", [(), (1,), (1, 1), (3, 0, 1), (2, 1, 0, 1)])
+def test_a_bias_broadcasts_to_the_scores(n, num_queries, axes):
+    # 0 stands for the number of queries, 1 as the last axis for all tokens.
+    queries = num_queries or n
+    shape = [queries if axis == 0 else axis for axis in axes[:-1]]
+    bias = random(*shape, *[n] * bool(axes), seed=4)
+    layer, x = layer_of(), random(2, n, 12)
+    output, weights = layer(
+        x, bias, num_queries=num_queries, return_weights=True
+    )
+    assert weights.shape == (2, 3, queries, n)
+    full = bias.expand(2, 3, queries, n)
+    expected = layer(x, full, num_queries=num_queries)
+    torch.testing.assert_close(output, expected, **NO_GAP)
+    short = layer(x, bias, num_queries=num_queries)
+    torch.testing.assert_close(short, expected, **NO_GAP)
+
+
+@pytest.mark.parametrize("n", [10, 70])
+@pytest.mark.parametrize("shape", [(3, 9, 9), (4, 1, 1, 1), (2, 2, 1, 1)])
+def test_a_bias_that_does_not_broadcast_is_refused(n, shape):
+    words = re.escape(f"broadcast to (2, 3, {n}, {n}), got {shape}")
+    with pytest.raises(ValueError, match=words):
+        layer_of()(random(2, n, 12), random(*shape))
+
+
+@pytest.mark.parametrize("n", [10, 70])
+def test_a_bias_for_all_queries_is_refused_if_few_ask(n):
+    with pytest.raises(ValueError, match=rf"got \({n}, {n}\)"):
+        layer_of()(random(2, n, 12), random(n, n), num_queries=1)
+
+
+@pytest.mark.parametrize("num_queries", [-1, 0, 6])
+def test_a_number_of_queries_that_there_are_not_is_refused(num_queries):
+    with pytest.raises(ValueError, match=f"in 1..5, got {num_queries}"):
+        layer_of()(random(2, 5, 12), num_queries=num_queries)
+
+
+@pytest.mark.parametrize("n", [10, 70])
+def test_a_bias_may_be_finer_than_the_layer(n):
+    layer = layer_of().bfloat16()
+    x = random(2, n, 12).bfloat16()
+    assert layer(x, random(n, n)).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("n", [5, 200])
 def test_permuting_tokens_permutes_the_output(n):
     layer, x = layer_of(), random(2, n, 12)

@@ -128,7 +128,7 @@ def sincos_of_mae(grid_size, dim):
     return torch.from_numpy(np.concatenate(table, axis=1)).float()[None]
 
 
-def sincos_of_moco(grid_size, dim, temperature=10_000):
+def sincos_by_einsum(grid_size, dim, temperature=10_000):
     h, w = pair(grid_size)
     grid_w, grid_h = torch.meshgrid(
         torch.arange(w, dtype=torch.float32),
@@ -294,7 +294,7 @@ RIGHT = {
     "sincos_pos_embed": [
         sincos_with_loops,
         sincos_of_mae,
-        sincos_of_moco,
+        sincos_by_einsum,
         sincos_with_exp,
     ],
     "relative_position_index": [

@@ -87,6 +87,18 @@ def test_dropout_follows_both_layers():
         assert 0.4 < (dropped == 0).double().mean() < 0.6
 
 
+def test_dropout_falls_where_timms_falls():
+    theirs = randomize(timm.layers.Mlp(6, 24, drop=0.5)).train()
+    ours = Mlp(6, dropout=0.5).double()
+    ours.load_state_dict(theirs.state_dict())
+    x, outputs = random(4, 5, 6), []
+    for layer in (theirs, ours):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            outputs.append(layer(x))
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+
+
 def test_gradients_reach_every_parameter():
     layer = layer_of()
     assert has_all_gradients(layer, layer(random(2, 5, 6)))

@@ -37,8 +37,9 @@ NO_MEASUREMENT = re.compile(
 NUMBER = re.compile(
     r"(?<![\w.])\d[\d,]*\.\d+"  # 0.67
     r"|(?<![\w.])\d{1,3}(?:,\d{3})+"  # 1,234
-    r"|\d[\d.,]*(?= ?%| percent| points| times)"
+    r"|\d[\d.,]*(?= ?%| percent| points)"
 )
+UNIT = re.compile(r" ?%| percent| points| times")
 MYST = re.compile(r"^\s*(?:```|:::+) *\{|\{[\w:-]+\}`", re.MULTILINE)
 
 
@@ -155,20 +156,22 @@ def one_sentence_a_line(notebook):
 
 
 def numbers_are_printed_or_cited(notebook):
-    """Is each measured number of the text in a cell, or has it a link?
+    """Is each measured number of the text in an output, or has it a link?
 
-    Whole numbers without a unit are not looked at: most of them count.
+    Whole numbers without a unit are not looked at: most of them count. A
+    decimal number without a unit may also stand in the code.
     """
-    shown = "\n".join(
-        [cell.source for cell in code_cells(notebook)]
-        + [output.get("text", "") for _, output in outputs(notebook)]
-    )
-    known = set(NUMBER.findall(shown)) | set(re.findall(r"\d+", shown))
+    printed = " ".join(o.get("text", "") for _, o in outputs(notebook))
+    known = set(re.findall(r"\d[\d,]*\.\d+|\d[\d,]*", printed))
+    code = " ".join(cell.source for cell in code_cells(notebook))
+    in_code = set(re.findall(r"\d+\.\d+", code))
     for line in text_lines(notebook, tables=True):
         if "](http" not in line:
-            for number in NUMBER.findall(NO_MEASUREMENT.sub("", line)):
-                if number not in known:
-                    yield f"{number} is neither printed nor cited: {line}"
+            prose = NO_MEASUREMENT.sub("", line)
+            for match in NUMBER.finditer(prose):
+                with_unit = UNIT.match(prose, match.end())
+                if match[0] not in known | (set() if with_unit else in_code):
+                    yield f"{match[0]} is neither printed nor cited: {line}"
 
 
 def markdown_is_plain(notebook):
@@ -326,6 +329,7 @@ FAULTS = [
     (one_sentence_a_line, plant_text("This is one. This is another.")),
     (numbers_are_printed_or_cited, plant_text("It reaches 98.7 here.")),
     (numbers_are_printed_or_cited, plant_text("- It reaches 83 % here.")),
+    (numbers_are_printed_or_cited, plant_text("It gains 0.4 points.")),
     (numbers_are_printed_or_cited, plant_text("There are 1,234,567 of them.")),
     (markdown_is_plain, plant_text("```{note}\nRaw on Colab.\n```")),
     (markdown_is_plain, plant_text("See {cite}`vit`.")),

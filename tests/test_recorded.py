@@ -206,6 +206,8 @@ def test_a_killed_experiment_goes_on_where_it_stopped(project):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     time.sleep(0.1)
+    with partial.open("a") as file:
+        file.write('{"settings": {"size": 3}, "se')  # killed while writing
     calls = project / "calls.txt"
     calls.unlink()
     (project / "go").touch()

@@ -452,10 +452,14 @@ def test_as_many_patches_of_another_grid_are_refused():
         ({"img_size": 0}, "img_size"),
         ({"patch_size": 0}, "patch_size"),
         ({"pool": "max"}, 'pool must be "cls" or "mean", got \'max\''),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be at least 1"),
+        ({"embed_dim": 0}, "got 3, 0 and 7"),
+        ({"in_chans": 0}, "got 0, 12 and 7"),
+        ({"num_classes": -1}, "got 3, 12 and -1"),
+        ({"depth": 1, "drop_path": -0.5}, "got 1 and -0.5"),
         ({"num_heads": 5}, "dim=12 and num_heads=5"),
         ({"mlp_ratio": 0}, "dim=12 and mlp_ratio=0"),
-        ({"drop_path": 1.0}, "drop_path < 1, got 1.0"),
+        ({"drop_path": 1.0}, "drop_path < 1, got 2 and 1.0"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(options, words):

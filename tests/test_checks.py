@@ -1171,7 +1171,7 @@ UNUSABLE = [
     ("PatchEmbed", patchify, "your class itself"),
     ("PatchEmbed", PatchEmbed(2, 3, 5), "your class itself"),
     ("PatchEmbed", functools.partial(PatchEmbed, 2), "your class itself"),
-    ("PatchEmbed", nn.Conv2d, "must take (patch_size=16, in_chans=3"),
+    ("PatchEmbed", nn.Conv2d, "must take patch_size, in_chans, embed_dim by"),
     ("PatchEmbed", NoSuper, "cannot be built: it raised AttributeError"),
     ("PatchEmbed", LinearProjection, "store it as nn.Conv2d does"),
     ("PatchEmbed", Lazy, "cannot be built"),

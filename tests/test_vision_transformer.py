@@ -163,6 +163,25 @@ def test_the_logits_equal_torchvision_with_its_weights(img_size):
     torch.testing.assert_close(ours(images), theirs(images), **NO_GAP)
 
 
+def test_the_logits_equal_torchvision_for_an_image_that_is_not_square():
+    # Its model refuses such an image, and its parts do not.
+    theirs = torchvision.models.VisionTransformer(
+        12, 4, 2, 3, 12, 30, num_classes=7
+    )
+    tokens = 1 + 3 * 5
+    theirs.encoder.pos_embedding = nn.Parameter(torch.zeros(1, tokens, 12))
+    theirs = randomize(theirs).eval()
+    sizes = {"img_size": (12, 20), "patch_size": 4, "mlp_ratio": 2.5}
+    ours = VisionTransformer(**{**SMALL, **sizes}).double()
+    ours.load_state_dict(from_torchvision_names(theirs.state_dict()))
+    images = images_for(ours)
+    patches = theirs.conv_proj(images).flatten(2).transpose(1, 2)
+    token = theirs.class_token.expand(len(images), -1, -1)
+    encoded = theirs.encoder(torch.cat([token, patches], dim=1))
+    expected = theirs.heads(encoded[:, 0])
+    torch.testing.assert_close(ours(images), expected, **NO_GAP)
+
+
 @each_configuration
 def test_names_order_and_shapes_are_those_of_timm(options):
     ours, theirs = (

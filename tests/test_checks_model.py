@@ -34,7 +34,6 @@ EXERCISES = (
     *vision_transformer.EXERCISES,
 )
 NAMES = [exercise.name for exercise in EXERCISES]
-FORMS = {e.name: list(e.wrong_forms()) for e in EXERCISES}
 TWO = "There are two mistakes. "
 
 
@@ -1105,72 +1104,6 @@ def test_a_mistake_written_by_hand_is_named(name, candidate, words):
     assert not result.passed
     assert words in result.cause
     assert result.report.endswith(f"Likely mistake: {result.cause}")
-
-
-# The catalogue.
-
-
-def as_candidate(exercise, form):
-    """A wrong form as a reader would hand it in."""
-
-    def forward(self, x):
-        return form(self, x)
-
-    def forward_in_full(self, x, bias=None, *, num_queries=None):
-        return form(self, x, bias, num_queries=num_queries)
-
-    full = exercise.name == "EncoderBlock"
-    return variant(
-        exercise.reference, forward=forward_in_full if full else forward
-    )
-
-
-STEPS = {
-    "Mlp": (3, 60),
-    "DropPath": (2, 31),
-    "EncoderBlock": (13, 90),
-    "VisionTransformer": (41, 230),
-}
-SINGLES = [
-    pytest.param(e, wrong, id=f"{e.name}-{wrong.cause[:40]}")
-    for e in EXERCISES
-    for wrong in [w for w in FORMS[e.name] if TWO not in w.cause][
-        :: STEPS[e.name][0]
-    ]
-]
-PAIRS = [
-    pytest.param(e, wrong, id=f"{e.name}-{wrong.cause[len(TWO) :][:40]}")
-    for e in EXERCISES
-    for wrong in [w for w in FORMS[e.name] if TWO in w.cause][
-        7 :: STEPS[e.name][1]
-    ]
-]
-
-
-@pytest.mark.parametrize(("exercise", "wrong"), SINGLES)
-def test_a_known_wrong_form_fails_with_its_own_cause(exercise, wrong):
-    result = check(exercise.name, as_candidate(exercise, wrong.form))
-    assert not result.passed
-    assert result.cause == wrong.cause
-
-
-@pytest.mark.parametrize(("exercise", "wrong"), PAIRS)
-def test_of_two_mistakes_at_once_none_is_named_wrongly(exercise, wrong):
-    result = check(exercise.name, as_candidate(exercise, wrong.form))
-    assert not result.passed
-    assert result.cause.removeprefix(TWO) in wrong.cause
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_catalogue_holds_at_least_six_mistakes(name):
-    assert len({w.cause for w in FORMS[name] if TWO not in w.cause}) >= 6
-
-
-@pytest.mark.parametrize("exercise", EXERCISES, ids=NAMES)
-def test_each_cause_is_a_statement_that_ends_with_a_full_stop(exercise):
-    causes = [wrong.cause for wrong in FORMS[exercise.name]]
-    causes += [case.cause for case in exercise.cases if case.cause]
-    assert all(re.fullmatch(r"[A-Za-z].*\.", cause) for cause in causes)
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=NAMES)

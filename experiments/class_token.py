@@ -13,7 +13,7 @@ from digits import TINY, train
 from runner import record
 from torch import Tensor, nn
 
-from vit_lessons import VisionTransformer
+from vit_lessons import VisionTransformer, pool
 
 READS = ("class token", "mean of patches", "mean of all", "patch 5")
 
@@ -29,9 +29,9 @@ class Reader(VisionTransformer):
         x = self.forward_features(images)
         match self.read:
             case "class token":
-                x = x[:, 0]
+                x = pool(x, "cls")
             case "mean of patches":
-                x = x[:, 1:].mean(dim=1)
+                x = pool(x, "mean")
             case "mean of all":
                 x = x.mean(dim=1)
             case "patch 5":

@@ -92,5 +92,5 @@ if __name__ == "__main__":
         __file__,
         run,
         CONFIGURATIONS,
-        quick=(CONFIGURATIONS[::12], {"steps": 5}),
+        quick=(CONFIGURATIONS[::6], {"steps": 5}),
     )

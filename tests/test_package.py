@@ -103,7 +103,7 @@ def site_packages(environment):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def colab(tmp_path_factory):
     """Python with all that is installed here, except this package."""
     environment = tmp_path_factory.mktemp("colab") / "env"
@@ -131,8 +131,9 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("chapter", ["04_attention", "06_encoder_block"])
 def test_a_notebook_alone_installs_the_package_as_on_colab(
-    colab, wheel, tmp_path
+    colab, wheel, tmp_path, chapter
 ):
     python = str(colab / "bin/python")
     versions = (
@@ -148,7 +149,7 @@ def test_a_notebook_alone_installs_the_package_as_on_colab(
     before = run(python, "-c", versions).stdout
     assert run(python, "-c", "import vit_lessons").returncode == 1
     notebook = nbformat.read(
-        ROOT / "notebooks/04_attention.ipynb", as_version=4
+        ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4
     )
     url = "git+" + sync_notebooks.repository()["url"]
     for cell in notebook.cells:

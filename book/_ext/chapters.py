@@ -4,9 +4,8 @@ Each page notebooks/NN_stem gets two links below its title, to Colab and to
 the module it builds, and the chapter's recall cards at its end. Where its
 text, or that of any other page, speaks of a chapter, such as "chapter 04", the
 words become a link, or carry the mark "planned" until that chapter is there.
-The directive
-`chapter-table` lists the plan of the course (book/chapters.yml) and says
-which chapters can be read today.
+The directive `chapter-table` lists the plan of the course (book/chapters.yml)
+and says which chapters can be read today.
 """
 
 from __future__ import annotations

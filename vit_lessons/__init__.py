@@ -8,17 +8,24 @@ Chapter 04, attention: scaled_dot_product_attention, MultiHeadSelfAttention
 Chapter 05, mlp: Mlp
 Chapter 06, encoder_block: DropPath, EncoderBlock
 Chapter 07, vision_transformer: VisionTransformer, VIT_PRESETS
+Chapter 08, training: parameter_groups, warmup_cosine, mixed_precision,
+    train_one_epoch, evaluate, History, fit
+Chapter 09, inductive_bias: equivariance_error, shuffle_patches,
+    place_images, SmallCNN
 
-Around the chapters: models (presets by name), data (images without a
-download), plotting (pictures), recorded (results of long experiments),
-checks (checks of your own code).
+Around the chapters: models (presets by name), data (photographs, digits,
+CIFAR-10), procedural (images drawn by a rule), checkpoint (a training run in
+a file), plotting (pictures), recorded (results of long experiments), checks
+(checks of your own code).
 """
 
 from vit_lessons.attention import *  # noqa: F403
 from vit_lessons.class_token import *  # noqa: F403
 from vit_lessons.encoder_block import *  # noqa: F403
+from vit_lessons.inductive_bias import *  # noqa: F403
 from vit_lessons.mlp import *  # noqa: F403
 from vit_lessons.models import *  # noqa: F403
 from vit_lessons.patch_embedding import *  # noqa: F403
 from vit_lessons.position_embedding import *  # noqa: F403
+from vit_lessons.training import *  # noqa: F403
 from vit_lessons.vision_transformer import *  # noqa: F403

@@ -1,0 +1,72 @@
+"""Checkpoints: the state of a training run in a file, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(
+    path: str | Path, parts: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Write the state of a run to a file, whole or not at all.
+
+    The state goes to a second file, which then takes the place of the first.
+    So an interruption leaves the checkpoint before this one.
+
+    Args:
+        path: The file.
+        parts: What has a state_dict(), by name.
+        settings: Numbers and strings that say which run this is.
+
+    Raises:
+        OSError: The file cannot be written, for example to a full disk.
+    """
+    state = {name: part.state_dict() for name, part in parts.items()}
+    path = Path(path)
+    part_file = path.with_name(f"{path.name}.part")
+    try:
+        with part_file.open("wb") as file:
+            torch.save(state | {"settings": settings}, file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk, not only on its way
+        part_file.replace(path)
+    finally:
+        part_file.unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    path: str | Path, parts: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Put the state of a file that save_checkpoint wrote into the parts.
+
+    Only tensors and plain values are read: a file cannot run code.
+
+    Args:
+        path: The file.
+        parts: What has a load_state_dict(), by name.
+        settings: They must equal those of the file.
+
+    Raises:
+        ValueError: The file is no checkpoint, or is one of another run.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state.pop("settings")
+    except Exception as error:
+        raise ValueError(
+            f"path must be a file of save_checkpoint, got {path}, which "
+            f"cannot be read ({type(error).__name__}); delete it to begin anew"
+        ) from error
+    if found != settings or state.keys() != parts.keys():
+        raise ValueError(
+            f"path must be a checkpoint of a run with {settings}, got {path} "
+            f"of a run with {found}; take the same settings or another file"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])

@@ -1,0 +1,153 @@
+"""Images that a rule draws: as many as you like, each with its label.
+
+Of one seed, the first images are the same however many are asked for, so a
+larger training set holds the smaller ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import interpolate
+
+__all__ = ["SHAPES", "make_match", "make_shapes"]
+
+SHAPES = ("disc", "square", "triangle", "cross")
+SIDE = 16  # pixels
+TILE = 4  # pixels
+NOISE = 0.05  # standard deviation; the colors lie in [0, 1]
+BLOCK = 1000  # images that one generator draws
+
+Draw = Callable[[int, Generator], tuple[Tensor, Tensor]]
+
+
+def make_shapes(num_images: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw a bright shape on a dark ground, and ask which shape it is.
+
+    A disc, square, triangle or cross stands anywhere, a little rotated,
+    with a bright blob behind it. Small parts of the image, an edge or a
+    corner, tell the classes apart: a local task.
+
+    Args:
+        num_images: Number N of images.
+        seed: Another seed gives other images.
+
+    Shape:
+        images (N, 3, 16, 16), float32 in [0, 1]; labels (N,), int64 in 0..3,
+        numbers in SHAPES
+
+    Raises:
+        ValueError: num_images is not positive, or seed is negative.
+    """
+    return _in_blocks(_draw_shapes, num_images, seed)
+
+
+def make_match(num_images: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw two small tiles, and ask whether they are equal.
+
+    Each tile has 2 x 2 random colors and fills one of the 4 x 4 cells of a
+    gray image. No part of the image holds the answer, only the relation of
+    two places that may be far apart. The cells are the patches of a Vision
+    Transformer with a patch size of 4.
+
+    Args:
+        num_images: Number N of images.
+        seed: Another seed gives other images.
+
+    Shape:
+        images (N, 3, 16, 16), float32 in [0, 1]; labels (N,), int64, 1 if the
+        tiles are equal and 0 if not
+
+    Raises:
+        ValueError: num_images is not positive, or seed is negative.
+    """
+    return _in_blocks(_draw_match, num_images, seed)
+
+
+def _in_blocks(draw: Draw, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
+    if num_images < 1 or seed < 0:
+        raise ValueError(
+            "num_images must be positive and seed at least 0, got "
+            f"{num_images} and {seed}"
+        )
+    blocks = []
+    for block in range(math.ceil(num_images / BLOCK)):
+        generator = Generator().manual_seed(seed * 1_000_003 + block)
+        blocks.append(draw(BLOCK, generator))
+    images, labels = (
+        torch.cat(part)[:num_images] for part in zip(*blocks, strict=True)
+    )
+    return images, labels
+
+
+def _uniform(
+    n: int, low: float, high: float, generator: Generator, axes: int = 1
+) -> Tensor:
+    shape = (n, axes, 1, 1)  # fits (N, C, H, W)
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _draw_shapes(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    labels = torch.randint(len(SHAPES), (n,), generator=generator)
+    radius = _uniform(n, 3.5, 5.5, generator)
+    turn = _uniform(n, -math.pi / 9, math.pi / 9, generator)  # 20 degrees
+    row, column = (
+        radius + (SIDE - 2 * radius) * _uniform(n, 0, 1, generator)
+        for _ in range(2)
+    )
+    y, x = _coordinates(row, column)
+    x, y = (
+        x * turn.cos() + y * turn.sin(),
+        y * turn.cos() - x * turn.sin(),
+    )
+    # Pixels to the edge of each shape, positive inside.
+    r = radius
+    disc = r - (x**2 + y**2).sqrt()
+    square = 0.8 * r - torch.maximum(x.abs(), y.abs())
+    slope = math.sqrt(3) / 2
+    triangle = 0.55 * r - torch.maximum(y, slope * x.abs() - 0.5 * y)
+    wide, high = 0.95 * r, 0.33 * r
+    bars = [
+        torch.minimum(wide - along.abs(), high - across.abs())
+        for along, across in ((x, y), (y, x))
+    ]
+    edges = [disc, square, triangle, torch.maximum(*bars)]
+    edge = torch.stack(edges, dim=1)[torch.arange(n), labels]
+    y, x = _coordinates(*(_uniform(n, 0, SIDE, generator) for _ in range(2)))
+    blob = _uniform(n, 1, 2, generator) - (x**2 + y**2).sqrt()
+    images = _uniform(n, 0, 0.4, generator, axes=3)  # the ground
+    for what in (blob, edge):
+        color = _uniform(n, 0.5, 1, generator, axes=3)
+        cover = (what + 0.5).clamp(0, 1)  # pixels on the edge are mixed
+        images = images + cover * (color - images)
+    return _with_noise(images, generator), labels
+
+
+def _coordinates(row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels below and to the right of a place, (N, 1, H, W)."""
+    centers = torch.arange(SIDE) + 0.5
+    y = (centers[:, None] - row).expand(-1, -1, -1, SIDE)
+    x = (centers - column).expand(-1, -1, SIDE, -1)
+    return y, x
+
+
+def _draw_match(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    labels = torch.randint(2, (n,), generator=generator)
+    first, second = torch.rand(2, n, 3, 2, 2, generator=generator)
+    second = torch.where(labels.view(n, 1, 1, 1) == 1, first, second)
+    cells = SIDE // TILE
+    order = torch.rand(n, cells**2, generator=generator).argsort(dim=1)
+    images = torch.full((n, 3, cells, TILE, cells, TILE), 0.5)
+    for place, tile in ((order[:, 0], first), (order[:, 1], second)):
+        pixels = interpolate(tile, size=TILE)  # each color 2 x 2 pixels
+        which = torch.arange(n), slice(None), place // cells, slice(None)
+        images[*which, place % cells] = pixels
+    return _with_noise(images.reshape(n, 3, SIDE, SIDE), generator), labels
+
+
+def _with_noise(images: Tensor, generator: Generator) -> Tensor:
+    noise = torch.randn(images.shape, generator=generator)
+    return (images + NOISE * noise).clamp(0, 1)

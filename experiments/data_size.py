@@ -8,7 +8,7 @@ more steps on the most images.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from runner import record
@@ -18,7 +18,12 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from vit_lessons import SmallCNN, VisionTransformer, evaluate, fit
 from vit_lessons.procedural import make_match, make_shapes
 
-TASKS = {"shapes": (make_shapes, 4), "match": (make_match, 2)}
+TASKS = {
+    "shapes": (make_shapes, 4),
+    "match": (make_match, 2),
+    # Tiles that lie on four patches each.
+    "match off the grid": (partial(make_match, offset=2), 2),
+}
 SIZES = (300, 1000, 3000, 10_000, 30_000, 100_000)
 BATCH = 64
 
@@ -85,12 +90,16 @@ def run(
 
 CONFIGURATIONS = [
     {"task": task, "model": model, "size": size, "steps": steps}
-    for task in TASKS
+    for task in ("shapes", "match")
     for model in ("CNN", "deeper CNN", "ViT")
     for size, steps in (
         *((size, 1000) for size in reversed(SIZES)),
         (SIZES[-1], 4000),  # is the end of the curve a matter of steps?
     )
+] + [
+    {"task": "match off the grid", "model": model, "size": size, "steps": 1000}
+    for model in ("deeper CNN", "ViT")
+    for size in (3000, 30_000)
 ]
 
 if __name__ == "__main__":
@@ -98,5 +107,5 @@ if __name__ == "__main__":
         __file__,
         run,
         CONFIGURATIONS,
-        quick=(CONFIGURATIONS[5::7], {"steps": 5}),
+        quick=(CONFIGURATIONS[5::9], {"steps": 5}),
     )

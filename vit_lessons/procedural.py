@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 __all__ = ["SHAPES", "make_match", "make_shapes"]
 
@@ -45,26 +46,33 @@ def make_shapes(num_images: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     return _in_blocks(_draw_shapes, num_images, seed)
 
 
-def make_match(num_images: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+def make_match(
+    num_images: int, *, seed: int = 0, offset: int = 0
+) -> tuple[Tensor, Tensor]:
     """Draw two small tiles, and ask whether they are equal.
 
     Each tile has 2 x 2 random colors and fills one of the 4 x 4 cells of a
     gray image. No part of the image holds the answer, only the relation of
     two places that may be far apart. The cells are the patches of a Vision
-    Transformer with a patch size of 4.
+    Transformer with a patch size of 4, unless offset moves them.
 
     Args:
         num_images: Number N of images.
         seed: Another seed gives other images.
+        offset: Pixels, 0 to 3, by which all cells are moved down and to the
+            right. If it is not 0, only 3 x 3 cells have room.
 
     Shape:
         images (N, 3, 16, 16), float32 in [0, 1]; labels (N,), int64, 1 if the
         tiles are equal and 0 if not
 
     Raises:
-        ValueError: num_images is not positive, or seed is negative.
+        ValueError: num_images is not positive, seed is negative, or offset is
+            not in 0..3.
     """
-    return _in_blocks(_draw_match, num_images, seed)
+    if offset not in range(TILE):
+        raise ValueError(f"offset must be in 0..{TILE - 1}, got {offset}")
+    return _in_blocks(partial(_draw_match, offset), num_images, seed)
 
 
 def _in_blocks(draw: Draw, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -134,18 +142,23 @@ def _coordinates(row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
     return y, x
 
 
-def _draw_match(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+def _draw_match(
+    offset: int, n: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
     labels = torch.randint(2, (n,), generator=generator)
     first, second = torch.rand(2, n, 3, 2, 2, generator=generator)
     second = torch.where(labels.view(n, 1, 1, 1) == 1, first, second)
-    cells = SIDE // TILE
+    cells = (SIDE - offset) // TILE
     order = torch.rand(n, cells**2, generator=generator).argsort(dim=1)
     images = torch.full((n, 3, cells, TILE, cells, TILE), 0.5)
     for place, tile in ((order[:, 0], first), (order[:, 1], second)):
         pixels = interpolate(tile, size=TILE)  # each color 2 x 2 pixels
         which = torch.arange(n), slice(None), place // cells, slice(None)
         images[*which, place % cells] = pixels
-    return _with_noise(images.reshape(n, 3, SIDE, SIDE), generator), labels
+    images = images.reshape(n, 3, cells * TILE, cells * TILE)
+    rest = SIDE - offset - cells * TILE
+    images = pad(images, (offset, rest, offset, rest), value=0.5)
+    return _with_noise(images, generator), labels
 
 
 def _with_noise(images: Tensor, generator: Generator) -> Tensor:

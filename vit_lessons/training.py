@@ -24,9 +24,9 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from vit_lessons.checkpoint import load_checkpoint, save_checkpoint
+from vit_lessons.progress import progress
 
 __all__ = [
     "History",
@@ -152,7 +152,7 @@ def train_one_epoch(
     device = next(model.parameters()).device
     model.train()
     total, count = torch.zeros((), device=device), 0
-    for images, labels in tqdm(loader, desc="batches", leave=False):
+    for images, labels in progress(loader, "batches", leave=False):
         images, labels = images.to(device), labels.to(device)
         if mix is not None:
             images, labels = mix(images, labels)
@@ -316,7 +316,7 @@ def fit(
     }
     if checkpoint is not None and Path(checkpoint).is_file():
         load_checkpoint(checkpoint, parts, settings)
-    for epoch in tqdm(range(len(history), epochs), desc="epochs"):
+    for epoch in progress(range(len(history), epochs), "epochs"):
         # All that is random in an epoch follows from its own seed, so no
         # state of a generator has to be kept.
         torch.manual_seed(1_000_003 * seed + epoch)

@@ -23,7 +23,16 @@ CHAPTERS = {
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-SUPPORT = {"checks", "data", "models", "plotting", "recorded"}
+SUPPORT = {
+    "checkpoint",
+    "checks",
+    "data",
+    "models",
+    "plotting",
+    "procedural",
+    "progress",
+    "recorded",
+}
 
 
 def public_names(module):

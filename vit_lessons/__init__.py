@@ -15,8 +15,8 @@ Chapter 09, inductive_bias: equivariance_error, shuffle_patches,
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), checkpoint (a training run in
-a file), plotting (pictures), recorded (results of long experiments), checks
-(checks of your own code).
+a file), progress (bars), plotting (pictures), recorded (results of long
+experiments), checks (checks of your own code).
 """
 
 from vit_lessons.attention import *  # noqa: F403

@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import timm
@@ -19,21 +21,33 @@ import torch.nn.functional as F
 from einops import rearrange
 from oracles import has_all_gradients, random, randomize, tokens_that_change
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from vit_lessons import (
     EncoderBlock,
     Mlp,
     MultiHeadSelfAttention,
     PatchEmbed,
+    SmallCNN,
     VisionTransformer,
+    equivariance_error,
+    evaluate,
+    fit,
+    parameter_groups,
     patchify,
+    place_images,
     pool,
     prepend_token,
     resize_pos_embed,
     scaled_dot_product_attention,
+    shuffle_patches,
+    train_one_epoch,
     unpatchify,
+    warmup_cosine,
 )
-from vit_lessons.data import load_photograph
+from vit_lessons.data import ImageDataset, load_photograph, split_digits
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "book" / "bug_museum.md").read_text(encoding="utf-8")
@@ -784,6 +798,445 @@ def loss_on_ten_classes(model_class: Callable) -> Tensor:
     return F.cross_entropy(logits, torch.tensor([3, 9]))
 
 
+# --- Chapter 08: training ----------------------------------------------
+
+
+def augment_a_batch(images):
+    crop = v2.RandomCrop(images.shape[-1], padding=4)
+    # wrong: one draw for all
+    return crop(images)
+
+
+def augment_each_image(images: Tensor) -> Tensor:
+    crop = v2.RandomCrop(images.shape[-1], padding=4)
+    dataset = ImageDataset(images, torch.zeros(len(images)), crop)
+    return next(iter(DataLoader(dataset, len(images))))[0]
+
+
+def copies_of_an_image_become_different(augment):
+    torch.manual_seed(0)
+    copies = random(1, 3, 32, 32).expand(64, -1, -1, -1)
+    versions = augment(copies).unique(dim=0)
+    assert len(versions) > 1
+
+
+def versions_of_an_image() -> list[str]:
+    torch.manual_seed(0)
+    copies = random(1, 3, 32, 32).expand(64, -1, -1, -1)
+    forms = (augment_a_batch, augment_each_image)
+    return [str(len(form(copies).unique(dim=0))) for form in forms]
+
+
+def loss_of_probabilities(logits, labels):
+    probabilities = logits.softmax(dim=1)
+    # wrong: it wants logits
+    return F.cross_entropy(probabilities, labels)
+
+
+def a_sure_and_right_model_has_no_loss(loss_fn):
+    logits = 100 * torch.eye(10, dtype=torch.float64)
+    labels = torch.arange(10)
+    assert loss_fn(logits, labels) < 1e-10
+
+
+def losses_and_gradients_of_probabilities() -> list[str]:
+    label = torch.tensor([3])
+
+    def loss_and_gradient(loss_fn: Callable, logits: Tensor) -> Tensor:
+        logits = logits.double().requires_grad_()
+        loss = loss_fn(logits, label)
+        loss.backward()
+        return torch.stack([loss.detach(), logits.grad.norm()])
+
+    nothing, sure = torch.zeros(1, 10), 100 * F.one_hot(label, 10)
+    start, right = (
+        loss_and_gradient(form, nothing)
+        for form in (loss_of_probabilities, F.cross_entropy)
+    )
+    least = loss_and_gradient(loss_of_probabilities, sure)[0]
+    return [
+        f"{start[0]:.2f}",
+        f"{right[0]:.2f}",
+        f"{least:.2f}",
+        f"{right[1] / start[1]:.0f}",
+    ]
+
+
+def decay_of_everything(model, weight_decay):
+    # wrong: norms and positions too
+    decayed = list(model.parameters())
+    return [{"params": decayed, "weight_decay": weight_decay}]
+
+
+def weight_decay_shrinks_matrices_only(make_groups):
+    model = small(VisionTransformer)
+    matrix, kept = model.head.weight, (model.norm.weight, model.pos_embed)
+    before = [parameter.detach().clone() for parameter in (matrix, *kept)]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    AdamW(make_groups(model, 0.05), lr=1e-3).step()
+    assert matrix.norm() < before[0].norm()
+    for parameter, old in zip(kept, before[1:], strict=True):
+        assert_equal(parameter.detach(), old)
+
+
+def what_decay_leaves_of_a_norm() -> list[str]:
+    norm = nn.LayerNorm(1)
+    groups = decay_of_everything(norm, 0.05)
+    optimizer = AdamW(groups, lr=1e-3)
+    scheduler = warmup_cosine(optimizer, 1000, 10_000)
+    norm.weight.grad = torch.zeros(1)
+    for _ in range(10_000):
+        optimizer.step()
+        scheduler.step()
+    return [f"{norm.weight.item():.2f}"]
+
+
+def train_with_one_step_an_epoch(model, loader, optimizer, scheduler):
+    model.train()
+    for images, labels in loader:
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # wrong: planned in batches
+    scheduler.step()
+
+
+def the_learning_rate_ends_at_zero(train):
+    model = small(VisionTransformer)
+    loader = [(random(2, 3, 8, 12), torch.tensor([0, 1]))] * 5
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    scheduler = warmup_cosine(optimizer, 4, total_steps=4 * 5)
+    for _ in range(4):
+        train(model, loader, optimizer, scheduler)
+    assert optimizer.param_groups[0]["lr"] < 1e-10
+
+
+def planned_learning_rates() -> list[float]:
+    """20 epochs of 22 batches, a tenth to warm up: shares of the largest."""
+    optimizer = AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = warmup_cosine(optimizer, 44, 440)
+    rates = scheduler.get_last_lr()
+    for _ in range(440):
+        optimizer.step()
+        scheduler.step()
+        rates = [*rates, *scheduler.get_last_lr()]
+    return rates  # of each step, and the one after the run
+
+
+def learning_rate_of_the_last_epoch() -> list[str]:
+    return [percent(planned_learning_rates()[20 - 1], 0)]
+
+
+def fit_with_a_file_of_weights(model, loader, path):
+    first = 0
+    if path.is_file():
+        first, weights = torch.load(path)
+        model.load_state_dict(weights)
+    groups = parameter_groups(model, weight_decay=0.05)
+    optimizer = AdamW(groups, lr=1e-3)
+    steps = 4 * len(loader)
+    scheduler = warmup_cosine(optimizer, steps // 4, steps)
+    for epoch in range(first, 4):
+        train_one_epoch(model, loader, optimizer, scheduler)
+        # wrong: weights alone
+        torch.save((epoch + 1, model.state_dict()), path)
+
+
+def fit_with_a_checkpoint(model: nn.Module, loader: list, path: Path) -> None:
+    fit(model, loader, loader[:], epochs=4, warmup=0.25, checkpoint=path)
+
+
+class StopsInTheThirdEpoch(list):
+    epochs = 0
+
+    def __iter__(self):
+        self.epochs += 1
+        if self.epochs == 3:
+            raise KeyboardInterrupt
+        return super().__iter__()
+
+
+def a_stopped_run_ends_like_one_that_was_not(train):
+    images, labels = random(4, 3, 8, 12), torch.tensor([0, 1])
+    batches = [(images[:2], labels), (images[2:], labels)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "stopped")
+        with suppress(KeyboardInterrupt):
+            stopping = StopsInTheThirdEpoch(batches)
+            train(small(VisionTransformer), stopping, path)
+        assert path.is_file()
+        resumed = small(VisionTransformer)
+        train(resumed, batches, path)
+        whole = small(VisionTransformer)
+        train(whole, batches, Path(folder, "whole"))
+    assert_equal(resumed(images), whole(images))
+
+
+def learning_rates_after_a_stop() -> list[str]:
+    rates = planned_learning_rates()
+    assert rates[-1] < 1e-10, "as planned"
+    return [percent(rates[step], 0) for step in (0, 220)]
+
+
+def evaluate_in_training_mode(model, loader):
+    loss, right, count = 0.0, 0, 0
+    # wrong: no model.eval()
+    with torch.no_grad():
+        for images, labels in loader:
+            logits = model(images)
+            total = F.cross_entropy(logits, labels, reduction="sum")
+            loss += total.item()
+            right += (logits.argmax(dim=1) == labels).sum().item()
+            count += len(images)
+    return loss / count, 100 * right / count
+
+
+def it_does_not_matter_which_images_share_a_batch(evaluate):
+    images, labels = random(6, 3, 8, 12), torch.arange(6)
+    dropout = partial(VisionTransformer, dropout=0.1)
+    for model in small(dropout), randomize(SmallCNN()):
+        results = []
+        for batch_size in 6, 3:
+            dataset = ImageDataset(images, labels)
+            model.train()  # as it is after an epoch
+            result = evaluate(model, DataLoader(dataset, batch_size))
+            results.append(torch.tensor(result, dtype=torch.float64))
+        assert_equal(*results)
+
+
+@torch.no_grad()
+def accuracies_in_training_mode() -> list[str]:
+    """Of a network on random features, so that no machine rounds another."""
+    data = split_digits()
+    torch.manual_seed(0)
+    model = SmallCNN(1, widths=(32, 64), num_pools=1).double()
+    for layer in model.features:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None  # the mean of all batches
+    model.features(data.train_images.double())
+    model.eval()
+    x = model.features(data.train_images.double()).mean(dim=(2, 3))
+    x = F.pad(x, (0, 1), value=1)
+    targets = F.one_hot(data.train_labels).double()
+    solution = torch.linalg.lstsq(x, targets).solution
+    model.head.weight.copy_(solution[:-1].T)
+    model.head.bias.copy_(solution[-1])
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    order = data.test_labels.argsort(stable=True)
+    dataset = ImageDataset(
+        data.test_images[order].double(), data.test_labels[order]
+    )
+    accuracies = []
+    for form in (evaluate, evaluate_in_training_mode):
+        model.load_state_dict(state)
+        model.train()
+        accuracies.append(form(model, DataLoader(dataset, 64))[1])
+    return [percent(accuracy / 100, 0) for accuracy in accuracies]
+
+
+def accuracy_of_batches(model, loader):
+    model.eval()
+    accuracies = []
+    with torch.inference_mode():
+        for images, labels in loader:
+            right = model(images).argmax(dim=1) == labels
+            accuracies.append(100 * right.double().mean())
+    # wrong: the last is smaller
+    return torch.stack(accuracies).mean().item()
+
+
+def accuracy_of_images(model: nn.Module, loader: DataLoader) -> float:
+    return evaluate(model, loader)[1]
+
+
+def every_image_counts_the_same(accuracy):
+    model, images = small(VisionTransformer), random(7, 3, 8, 12)
+    labels = model(images).argmax(dim=1)
+    labels[6] = 999 - labels[6]  # one mistake
+    dataset = ImageDataset(images, labels)
+    one = accuracy(model, DataLoader(dataset, batch_size=7))
+    three = accuracy(model, DataLoader(dataset, batch_size=3))
+    assert abs(one - three) < 1e-10
+
+
+def accuracies_with_two_mistakes() -> list[str]:
+    labels = split_digits().test_labels
+    model = nn.Linear(10, 10, bias=False)
+    nn.init.eye_(model.weight)
+    answers = F.one_hot(labels).float()
+    answers[-2:] = answers[-2:].roll(1, dims=1)
+    loader = DataLoader(ImageDataset(answers, labels), 64)
+    *_, (last, _) = loader
+    return [
+        percent(accuracy_of_images(model, loader) / 100),
+        percent(accuracy_of_batches(model, loader) / 100),
+        f"{len(last)}",
+        f"{64 / len(last):.0f}",
+    ]
+
+
+def accuracy_after_training(model, train_loader, test_loader):
+    # wrong: one loader twice
+    history = fit(model, train_loader, train_loader, epochs=1)
+    return history.test_accuracy[-1]
+
+
+def accuracy_of_fit(
+    model: nn.Module, train_loader: DataLoader, test_loader: DataLoader
+) -> float:
+    history = fit(model, train_loader, test_loader, epochs=1)
+    return history.test_accuracy[-1]
+
+
+def a_class_that_was_never_shown_is_not_known(score):
+    images = random(8, 3, 8, 12)
+    only_0, only_1 = (
+        DataLoader(ImageDataset(images, torch.full((8,), label)), 4)
+        for label in (0, 1)
+    )
+    assert score(fresh(VisionTransformer), only_0, only_1) == 0
+
+
+def accuracies_of_random_labels() -> list[str]:
+    """The nearest neighbor knows its training images by heart."""
+    data = split_digits()
+    generator = torch.Generator().manual_seed(0)
+    train_labels, test_labels = (
+        labels[torch.randperm(len(labels), generator=generator)]
+        for labels in (data.train_labels, data.test_labels)
+    )
+    known = data.train_images, train_labels
+    accuracies = (
+        accuracy_of_neighbors(*known, *images)
+        for images in (known, (data.test_images, test_labels))
+    )
+    return [percent(accuracy, 0) for accuracy in accuracies]
+
+
+def accuracy_of_neighbors(
+    images: Tensor, labels: Tensor, new_images: Tensor, new_labels: Tensor
+) -> float:
+    """How often an image has the label of the known one nearest to it."""
+    pixels, new_pixels = (x.flatten(1).double() for x in (images, new_images))
+    nearest = torch.cdist(new_pixels, pixels).argmin(dim=1)
+    return (labels[nearest] == new_labels).double().mean().item()
+
+
+# --- Chapter 09: inductive bias ----------------------------------------
+
+
+def shift_error_of_an_empty_border(layer):
+    # wrong: the border is black
+    x = F.pad(random(1, 3, 8, 8), (4, 4, 4, 4))
+    shift = partial(torch.roll, shifts=1, dims=3)
+    return equivariance_error(layer, x, shift, shift)
+
+
+def shift_error_of_a_full_image(layer):
+    x = random(1, 3, 16, 16)
+    shift = partial(torch.roll, shifts=1, dims=3)
+    return equivariance_error(layer, x, shift, shift)
+
+
+def the_measurement_finds_the_border(error_of):
+    conv = partial(nn.Conv2d, 3, 8, kernel_size=3, padding=1)
+    around = randomize(conv(padding_mode="circular"))
+    assert error_of(around) < 1e-10
+    zeros = randomize(conv())  # zeros around the image
+    assert error_of(zeros) > 0.01
+
+
+def shift_errors() -> list[str]:
+    conv = randomize(nn.Conv2d(3, 32, 3, padding=1))
+    features = randomize(SmallCNN(num_pools=0)).eval().features
+    return [
+        percent(shift_error_of_an_empty_border(conv)),
+        percent(shift_error_of_a_full_image(conv), 0),
+        percent(shift_error_of_a_full_image(features), 0),
+    ]
+
+
+def cnn_that_flattens(img_size):
+    # wrong: weights for each place
+    return SmallCNN(pool="flatten", img_size=img_size)
+
+
+def cnn_of_the_package(img_size: int) -> SmallCNN:
+    return SmallCNN()  # for images of any size
+
+
+def logits_do_not_depend_on_the_place(build):
+    model = randomize(build(48)).eval()
+    small_image = random(1, 3, 8, 8)
+    row, left, right = torch.tensor([[16], [16], [24]])
+    one = model(place_images(small_image, 48, row, left))
+    other = model(place_images(small_image, 48, row, right))
+    assert_equal(one, other)
+
+
+@torch.no_grad()
+def effects_of_a_place() -> list[str]:
+    """In multiples of what the small image adds to an empty one."""
+    x, row, left = random(1, 3, 8, 8), *torch.tensor([[16], [16]])
+
+    def effect(model: nn.Module, shift: int) -> float:
+        empty = model(torch.zeros(1, 3, 48, 48).double())
+        one = model(place_images(x, 48, row, left)) - empty
+        other = model(place_images(x, 48, row, left + shift)) - empty
+        return miss(other, one)
+
+    flat, mean = (
+        randomize(build(48)).eval()
+        for build in (cnn_that_flattens, cnn_of_the_package)
+    )
+    weights = [parameters(lambda m=model: m.head) for model in (flat, mean)]
+    effects = effect(flat, 8), effect(mean, 8), effect(mean, 1)
+    return [*(f"{effect:.2f}" for effect in effects), *weights]
+
+
+def shuffle_in_a_new_order(images, patch_size):
+    patches = patchify(images, patch_size)
+    # wrong: drawn in each call
+    order = torch.randperm(patches.shape[1])
+    side = images.shape[-1] // patch_size
+    return unpatchify(patches[:, order], patch_size, (side, side))
+
+
+def shuffle_in_one_order(images: Tensor, patch_size: int) -> Tensor:
+    places = (images.shape[-1] // patch_size) ** 2
+    order = torch.randperm(places, generator=torch.Generator().manual_seed(0))
+    return shuffle_patches(images, patch_size, order)
+
+
+def each_patch_has_the_same_new_place_in_every_image(shuffle):
+    torch.manual_seed(0)
+    image = random(1, 3, 16, 16)
+    assert_equal(shuffle(image, 4), shuffle(image, 4))
+
+
+def accuracies_of_shuffled_digits() -> list[str]:
+    data = split_digits()
+    torch.manual_seed(0)
+
+    def accuracy(shuffle: Callable[[Tensor], Tensor]) -> float:
+        train, test = (
+            torch.cat([shuffle(image) for image in images.split(1)])
+            for images in (data.train_images, data.test_images)
+        )
+        return accuracy_of_neighbors(
+            train, data.train_labels, test, data.test_labels
+        )
+
+    forms = (
+        lambda image: image,
+        partial(shuffle_in_one_order, patch_size=2),
+        partial(shuffle_in_a_new_order, patch_size=2),
+    )
+    return [percent(accuracy(form)) for form in forms]
+
+
 # --- The exhibits ------------------------------------------------------
 
 
@@ -839,6 +1292,43 @@ def run_mlp(mlp_class: Callable) -> Tensor:
 
 def run_model(model_class: Callable) -> Tensor:
     return small(model_class)(random(2, 3, 8, 12))
+
+
+def some_batches() -> DataLoader:
+    return DataLoader(ImageDataset(random(4, 3, 8, 12), torch.arange(4)), 2)
+
+
+def groups_of_a_model(make_groups: Callable) -> Tensor:
+    groups = make_groups(small(VisionTransformer), 0.05)
+    return torch.zeros(sum(len(group["params"]) for group in groups))
+
+
+def train_for_an_epoch(train: Callable) -> Tensor:
+    model = small(VisionTransformer)
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    train(model, some_batches(), optimizer, warmup_cosine(optimizer, 1, 2))
+    return model(random(2, 3, 8, 12))
+
+
+def train_with_a_file(train: Callable) -> Tensor:
+    model = small(VisionTransformer)
+    with TemporaryDirectory() as folder:
+        train(model, list(some_batches()), Path(folder, "file"))
+    return model(random(2, 3, 8, 12))
+
+
+def measure_a_model(measure: Callable) -> Tensor:
+    model = small(VisionTransformer)
+    return torch.tensor(measure(model, some_batches()))
+
+
+def measure_a_convolution(measure: Callable) -> Tensor:
+    return torch.tensor(measure(randomize(nn.Conv2d(3, 8, 3, padding=1))))
+
+
+def learn_and_measure(measure: Callable) -> Tensor:
+    model = fresh(VisionTransformer)
+    return torch.tensor(measure(model, some_batches(), some_batches()))
 
 
 EXHIBITS = [
@@ -1050,6 +1540,94 @@ EXHIBITS = [
         ten_classes_have_ten_logits,
         losses_of_knowing_nothing,
     ),
+    Exhibit(
+        8,
+        augment_a_batch,
+        augment_each_image,
+        lambda augment: augment(random(2, 3, 32, 32)),
+        copies_of_an_image_become_different,
+        versions_of_an_image,
+    ),
+    Exhibit(
+        8,
+        loss_of_probabilities,
+        F.cross_entropy,
+        lambda loss: loss(random(2, 10), torch.tensor([3, 9])),
+        a_sure_and_right_model_has_no_loss,
+        losses_and_gradients_of_probabilities,
+    ),
+    Exhibit(
+        8,
+        decay_of_everything,
+        parameter_groups,
+        groups_of_a_model,
+        weight_decay_shrinks_matrices_only,
+        what_decay_leaves_of_a_norm,
+    ),
+    Exhibit(
+        8,
+        train_with_one_step_an_epoch,
+        train_one_epoch,
+        train_for_an_epoch,
+        the_learning_rate_ends_at_zero,
+        learning_rate_of_the_last_epoch,
+    ),
+    Exhibit(
+        8,
+        fit_with_a_file_of_weights,
+        fit_with_a_checkpoint,
+        train_with_a_file,
+        a_stopped_run_ends_like_one_that_was_not,
+        learning_rates_after_a_stop,
+    ),
+    Exhibit(
+        8,
+        evaluate_in_training_mode,
+        evaluate,
+        measure_a_model,
+        it_does_not_matter_which_images_share_a_batch,
+        accuracies_in_training_mode,
+    ),
+    Exhibit(
+        8,
+        accuracy_of_batches,
+        accuracy_of_images,
+        measure_a_model,
+        every_image_counts_the_same,
+        accuracies_with_two_mistakes,
+    ),
+    Exhibit(
+        8,
+        accuracy_after_training,
+        accuracy_of_fit,
+        learn_and_measure,
+        a_class_that_was_never_shown_is_not_known,
+        accuracies_of_random_labels,
+    ),
+    Exhibit(
+        9,
+        shift_error_of_an_empty_border,
+        shift_error_of_a_full_image,
+        measure_a_convolution,
+        the_measurement_finds_the_border,
+        shift_errors,
+    ),
+    Exhibit(
+        9,
+        cnn_that_flattens,
+        cnn_of_the_package,
+        lambda build: build(48)(torch.zeros(2, 3, 48, 48)),
+        logits_do_not_depend_on_the_place,
+        effects_of_a_place,
+    ),
+    Exhibit(
+        9,
+        shuffle_in_a_new_order,
+        shuffle_in_one_order,
+        lambda shuffle: shuffle(random(2, 3, 16, 16), 4),
+        each_patch_has_the_same_new_place_in_every_image,
+        accuracies_of_shuffled_digits,
+    ),
 ]
 
 
@@ -1176,6 +1754,57 @@ def test_the_blocks_of_the_forty_lines_are_post_norm():
         silent_branches_leave_the_tokens_alone(
             lambda dim, num_heads: FortyLineVit(8, 4, dim, 1, num_heads).blocks
         )
+
+
+def test_after_a_softmax_the_sure_and_wrong_get_no_gradient():
+    logits = (100 * torch.eye(2).double()).requires_grad_()
+    label = torch.tensor([1, 0])
+    (gradient,) = torch.autograd.grad(
+        loss_of_probabilities(logits, label), logits
+    )
+    assert gradient.abs().max() < 1e-10
+
+
+def test_a_file_of_weights_is_enough_until_a_run_is_stopped(tmp_path):
+    images = random(4, 3, 8, 12)
+    batches = list(DataLoader(ImageDataset(images, torch.arange(4)), 2))
+    wrong, right = small(VisionTransformer), small(VisionTransformer)
+    fit_with_a_file_of_weights(wrong, batches, tmp_path / "weights")
+    fit_with_a_checkpoint(right, batches, tmp_path / "checkpoint")
+    assert wrong(images).equal(right(images))
+
+
+def test_dropout_in_training_mode_gives_two_results():
+    model = small(partial(VisionTransformer, dropout=0.1)).train()
+    one, other = (
+        evaluate_in_training_mode(model, some_batches())[0] for _ in range(2)
+    )
+    assert abs(one - other) > 1e-3
+
+
+@pytest.mark.parametrize("form", [evaluate_in_training_mode, evaluate])
+def test_only_in_training_mode_batch_norm_learns_from_test_images(form):
+    model = randomize(SmallCNN())
+    before = model.features[1].running_mean.clone()
+    form(model, some_batches())
+    is_changed = form is evaluate_in_training_mode
+    assert is_changed == (not model.features[1].running_mean.equal(before))
+
+
+def test_a_mean_over_equal_batches_is_right():
+    model, images = small(VisionTransformer), random(6, 3, 8, 12)
+    labels = model(images).argmax(dim=1)
+    labels[5] = 999 - labels[5]  # one mistake
+    loader = DataLoader(ImageDataset(images, labels), batch_size=3)
+    wrong, right = accuracy_of_batches(model, loader), 100 * 5 / 6
+    assert wrong == pytest.approx(right, abs=1e-10)
+    assert accuracy_of_images(model, loader) == pytest.approx(right)
+
+
+def test_within_one_call_a_new_order_is_the_same_for_all_images():
+    image = random(1, 3, 16, 16)
+    first, second = shuffle_in_a_new_order(image.expand(2, -1, -1, -1), 4)
+    assert first.equal(second)
 
 
 # --- The page ----------------------------------------------------------
@@ -1321,7 +1950,24 @@ def numbers_against_the_sentences() -> list[str]:
         with torch.device("meta"):
             model = VisionTransformer(224, patch_size)
         numbers.append(str(model.pos_embed.shape[1]))
-    return numbers
+    model = parameters(VisionTransformer)
+    with torch.device("meta"):
+        table = VisionTransformer().pos_embed
+    pairs = [(1 + (size // 16) ** 2) ** 2 for size in (224, 448)]
+    numbers += [f"{table.numel():,}", model, *(f"{n:,}" for n in pairs)]
+    return [*numbers, *changes_under_a_shift()]
+
+
+def changes_under_a_shift() -> list[str]:
+    """A photograph moves by a pixel, around the border."""
+    conv = randomize(nn.Conv2d(3, 32, 3, padding=1, padding_mode="circular"))
+    x = photographs()[:1].double()
+    shift = partial(torch.roll, shifts=1, dims=3)
+    errors = (
+        equivariance_error(conv, x, shift, output)
+        for output in (lambda features: features, shift)
+    )
+    return [percent(error, 0) for error in errors]
 
 
 def test_the_wrong_sentences_are_answered_by_measured_numbers():

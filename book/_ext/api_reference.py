@@ -2,8 +2,8 @@
 
 The book is built without torch: autodoc replaces whatever the package
 imports from other projects by stand-ins. This extension finds out what that
-is, sets our `Shape:` sections as code, and links classes of torch and
-matplotlib to their manuals.
+is, sets our `Shape:` sections as code, and links classes of other projects to
+their manuals.
 """
 
 from __future__ import annotations
@@ -21,12 +21,25 @@ from sphinx.util import inspect
 
 TORCH = "https://docs.pytorch.org/docs/stable/"
 MATPLOTLIB = "https://matplotlib.org/stable/api/"
+PYTHON = "https://docs.python.org/3/library/"
 MANUALS = {
     "Tensor": f"{TORCH}tensors.html#torch.Tensor",
     "Module": f"{TORCH}generated/torch.nn.Module.html",
+    "DataLoader": f"{TORCH}data.html#torch.utils.data.DataLoader",
+    "Dataset": f"{TORCH}data.html#torch.utils.data.Dataset",
+    "LRScheduler": f"{TORCH}optim.html#how-to-adjust-learning-rate",
+    "Optimizer": f"{TORCH}optim.html#torch.optim.Optimizer",
+    "autocast": f"{TORCH}amp.html#torch.autocast",
+    "device": f"{TORCH}tensor_attributes.html#torch.device",
     "Axes": f"{MATPLOTLIB}_as_gen/matplotlib.axes.Axes.html",
     "Figure": f"{MATPLOTLIB}figure_api.html#matplotlib.figure.Figure",
+    "Callable": f"{PYTHON}collections.abc.html#collections.abc.Callable",
+    "Iterable": f"{PYTHON}collections.abc.html#collections.abc.Iterable",
+    "Iterator": f"{PYTHON}collections.abc.html#collections.abc.Iterator",
+    "Sequence": f"{PYTHON}collections.abc.html#collections.abc.Sequence",
+    "Path": f"{PYTHON}pathlib.html#pathlib.Path",
 }
+PROJECTS = {"collections", "matplotlib", "nn", "pathlib", "torch"}
 
 
 def imported_packages(package: Path) -> list[str]:
@@ -103,9 +116,9 @@ def set_signature(
 def link_manual(
     app: Sphinx, env: object, node: nodes.Element, content: nodes.Element
 ) -> nodes.reference | None:
-    """Link a class of torch or matplotlib to its page in the manual."""
+    """Link a class of another project to its page in the manual."""
     parts = node.get("reftarget", "").split(".")
-    ours = parts[0] not in ("torch", "nn", "matplotlib", *MANUALS)
+    ours = parts[0] not in PROJECTS | MANUALS.keys()
     if ours or parts[-1] not in MANUALS:
         return None
     return nodes.reference("", "", content, refuri=MANUALS[parts[-1]])

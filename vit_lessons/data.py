@@ -20,7 +20,7 @@ from urllib.error import URLError
 import torch
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
@@ -126,7 +126,7 @@ class ImageDataset(Dataset):
                 f"{len(labels)} and {len(images)}"
             )
         self.images, self.labels = images, labels
-        self.transform = transform or (lambda image: image)
+        self.transform = transform or nn.Identity()  # can be pickled
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def load_checkpoint(
 ) -> None:
     """Put the state of a file that save_checkpoint wrote into the parts.
 
-    Only tensors and plain values are read: a file cannot run code.
+    Only tensors and plain values are read: a file cannot run code. If a part
+    does not fit the file, all parts stay as they are.
 
     Args:
         path: The file.
@@ -53,7 +55,8 @@ def load_checkpoint(
         settings: They must equal those of the file.
 
     Raises:
-        ValueError: The file is no checkpoint, or is one of another run.
+        ValueError: The file is no checkpoint, or is one of another run or of
+            other parts.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -63,10 +66,26 @@ def load_checkpoint(
             f"path must be a file of save_checkpoint, got {path}, which "
             f"cannot be read ({type(error).__name__}); delete it to begin anew"
         ) from error
-    if found != settings or state.keys() != parts.keys():
+    if found != settings:
         raise ValueError(
             f"path must be a checkpoint of a run with {settings}, got {path} "
             f"of a run with {found}; take the same settings or another file"
         )
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
+    if state.keys() != parts.keys():
+        raise ValueError(
+            f"parts must be {', '.join(state)} as in {path}, got "
+            f"{', '.join(parts)}; take the same parts or another file"
+        )
+    before = copy.deepcopy(
+        {name: part.state_dict() for name, part in parts.items()}
+    )
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except Exception as error:
+        for name_before, state_before in before.items():
+            parts[name_before].load_state_dict(state_before)
+        raise ValueError(
+            f"{name} must fit {path}, got another one than that of the run; "
+            "take the same one or another file"
+        ) from error

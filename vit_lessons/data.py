@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import torch
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
@@ -126,7 +126,7 @@ class ImageDataset(Dataset):
                 f"{len(labels)} and {len(images)}"
             )
         self.images, self.labels = images, labels
-        self.transform = transform or (lambda image: image)
+        self.transform = transform or nn.Identity()  # can be pickled
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,6 +159,9 @@ def split_digits(seed: int = 0) -> ImageData:
     )
 
 
+PATIENCE = 30  # seconds without a byte, after which a download is given up
+
+
 class DatasetError(RuntimeError):
     """A data set cannot be had. The message says why, and what helps."""
 
@@ -181,7 +184,7 @@ def load_cifar10(folder: str | Path = "data") -> ImageData:
     """
     folder = Path(folder).resolve()
     try:
-        with _patience(seconds=30):
+        with _patience(PATIENCE):
             train = CIFAR10(folder, train=True, download=True)
             test = CIFAR10(folder, train=False)
     except Exception as error:
@@ -234,6 +237,12 @@ def _patience(seconds: float) -> Iterator[None]:
 def _advice(error: Exception, folder: Path) -> str:
     """What happened, and what to do, in a sentence each."""
     archive = folder / CIFAR10.filename
+    files = f"{folder / CIFAR10.base_folder} and {archive}"
+    if isinstance(error, HTTPError):
+        return (
+            "the server does not send it. Try again later, or get "
+            f"{CIFAR10.filename} elsewhere and put it at {archive}"
+        )
     if isinstance(error, URLError | TimeoutError | ConnectionError):
         return (
             "there is no connection. Connect and try again, or download "
@@ -251,7 +260,7 @@ def _advice(error: Exception, folder: Path) -> str:
         return f"{folder} cannot be used. Name a folder that can be written to"
     if isinstance(error, HTTPException | RuntimeError | OSError | EOFError):
         return (
-            f"the files are damaged or not complete. Delete {archive} and "
-            "try again"
+            f"the files are damaged or not complete. Delete {files} and try "
+            "again"
         )
-    return f"delete {folder} and try again"
+    return f"delete {files} and try again"

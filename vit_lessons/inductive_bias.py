@@ -145,7 +145,7 @@ class SmallCNN(nn.Module):
 
     Raises:
         ValueError: pool is unknown, num_pools is more than the convolutions,
-            or img_size is missing where it is needed.
+            img_size is missing where it is needed, or images are not of it.
     """
 
     def __init__(
@@ -183,13 +183,23 @@ class SmallCNN(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.pool = pool
-        places = 1
+        self.img_size, places = None, 1
         if img_size is not None:
-            height, width = as_pair("img_size", img_size)
+            self.img_size = (height, width) = as_pair("img_size", img_size)
             places = (height >> num_pools) * (width >> num_pools)
+            if places == 0:
+                raise ValueError(
+                    f"img_size must be at least {2**num_pools} with num_pools="
+                    f"{num_pools}, got {self.img_size}"
+                )
         self.head = nn.Linear(widths[-1] * places, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.img_size not in (None, images.shape[2:]):
+            raise ValueError(
+                f"images must be of img_size {self.img_size}, got "
+                f"{tuple(images.shape)}"
+            )
         x = self.features(images)  # (B, D, H / 2^pools, W / 2^pools)
         if self.pool == "mean":
             return self.head(x.mean(dim=(2, 3)))

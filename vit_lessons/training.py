@@ -190,7 +190,7 @@ def evaluate(
             images, labels = images.to(device), labels.to(device)
             with mixed_precision(device):
                 logits = model(images)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+                loss += F.cross_entropy(logits, labels, reduction="sum").item()
             right += (logits.argmax(dim=1) == labels).sum().item()
             count += len(images)
     if count == 0:
@@ -229,7 +229,7 @@ class History:
         return vars(self)
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        vars(self).update(state)
+        vars(self).update({name: [*state[name]] for name in vars(self)})
 
     def plot(self) -> tuple[Axes, Axes]:
         """Draw the losses, and the accuracy below them."""
@@ -289,12 +289,21 @@ def fit(
             "epochs must be at least 1 and warmup in 0 <= warmup < 1, got "
             f"{epochs} and {warmup}"
         )
-    if getattr(train_loader, "generator", None) is not None:
+    batches = getattr(train_loader, "batch_sampler", None)
+    for part in (train_loader, getattr(batches, "sampler", None)):
+        if getattr(part, "generator", None) is not None:
+            raise ValueError(
+                "train_loader must have no generator, or a run that goes on "
+                f"would not know its state, got {part.generator}; use seed"
+            )
+    if getattr(train_loader, "persistent_workers", False):
         raise ValueError(
-            "train_loader must have no generator, or a run that goes on would "
-            f"not know its state, got {train_loader.generator}; use seed"
+            "train_loader must have no persistent workers, or a run that goes "
+            "on would not know their state, got persistent_workers=True"
         )
     steps = epochs * len(train_loader)
+    if steps == 0:
+        raise ValueError("train_loader must give at least one batch, got none")
     groups = parameter_groups(model, weight_decay)
     optimizer = AdamW(groups, lr=learning_rate)
     scheduler = warmup_cosine(optimizer, int(warmup * steps), steps)
@@ -329,13 +338,14 @@ def fit(
             mix=mix,
             max_norm=max_norm,
         )
-        if not math.isfinite(train_loss):
+        test_loss, test_accuracy = evaluate(model, test_loader)
+        if not math.isfinite(train_loss + test_loss):
             raise ValueError(
                 "learning_rate must keep the loss finite, got "
-                f"{learning_rate} and a loss of {train_loss} in epoch "
-                f"{epoch + 1}"
+                f"{learning_rate}, and a loss of {train_loss} in training and "
+                f"{test_loss} in the test in epoch {epoch + 1}"
             )
-        history.append(train_loss, *evaluate(model, test_loader))
+        history.append(train_loss, test_loss, test_accuracy)
         if checkpoint is not None:
             save_checkpoint(checkpoint, parts, settings)
     return history

@@ -276,6 +276,12 @@ EQUIVARIANCE_ERROR = ObservedExercise(
         ),
     ),
     wrong_forms=_error_forms,
+    errors={
+        "has no attribute 'eval'": (
+            "function may be any function, not only a module: call it as it "
+            "is, without eval()."
+        ),
+    },
     observe=_observe_error,
 )
 
@@ -386,6 +392,9 @@ def _shuffle_forms() -> Iterator[WrongForm]:
             {"cut": "b c (gh p1) (gw p2) -> b (gh gw) (p1 p2 c)"},
             {"cut": "b c (gh p1) (gw p2) -> b (gh gw) (c p2 p1)"},
             {"cut": "b c (gh p1) (gw p2) -> b (gh gw) (p2 p1 c)"},
+            {"join": "b (gh gw) (p1 p2 c) -> b c (gh p1) (gw p2)"},
+            {"join": "b (gh gw) (c p2 p1) -> b c (gh p1) (gw p2)"},
+            {"join": "b (gh gw) (p2 p1 c) -> b c (gh p1) (gw p2)"},
         ),
         Mistake(
             "The patches are numbered column by column: number them row by "

@@ -34,6 +34,9 @@ EMPTY = (
 )
 
 
+NOT_CALLED = "The model is never called: compute model(images) for each batch."
+
+
 class Classifier(nn.Module):
     """A linear classifier of 4 pixels that notes how it is called."""
 
@@ -52,7 +55,7 @@ class Classifier(nn.Module):
 
 
 def _noted(notes: set[str]) -> str:
-    return " and ".join(sorted(notes)) or "not called"
+    return " and ".join(sorted(notes)) or "none"
 
 
 def _batches(images: int, batch_size: int = 4, std: float = 1.0) -> DataLoader:
@@ -179,6 +182,10 @@ def _groups(
     return form
 
 
+def _constant(decay: float, weight_decay: float) -> dict[str, float]:
+    return {"weight_decay": decay}
+
+
 NORMS_DECAYED = (
     "The weights of norms are decayed: their names end in weight, but they "
     "have one axis, so ask for two or more."
@@ -209,6 +216,13 @@ def _group_forms() -> Iterator[WrongForm]:
             "table of positions need a group with weight_decay 0.",
             {"is_decayed": lambda n, p: True},
             {"low": lambda d: {"weight_decay": d}},
+        ),
+        Mistake(
+            "The second group is decayed too: its weight_decay is 0.0.",
+            *(
+                {"low": functools.partial(_constant, decay)}
+                for decay in (0.1, 0.05, 0.01, 0.001)
+            ),
         ),
         Mistake(
             "Nothing is decayed: matrices need a group with weight_decay.",
@@ -259,9 +273,10 @@ def _group_forms() -> Iterator[WrongForm]:
         Mistake(FROZEN, {"is_taken": lambda n, p: True}),
         Mistake(
             "weight_decay is not used: it is the decay of the first group.",
-            {"high": lambda d: {"weight_decay": 0.05}},
-            {"high": lambda d: {"weight_decay": 0.01}},
-            {"high": lambda d: {"weight_decay": 0.1}},
+            *(
+                {"high": functools.partial(_constant, decay)}
+                for decay in (0.1, 0.05, 0.01, 0.001)
+            ),
         ),
         Mistake(NO_DECAY_GIVEN, {"low": lambda d: {}}, {"high": lambda d: {}}),
     )
@@ -347,13 +362,20 @@ def _observe_rates(
             "Your code must return a scheduler of torch.optim.lr_scheduler, "
             f"for example a LambdaLR, not {kind(scheduler)}."
         )
-    rates = [[group["lr"] for group in optimizer.param_groups]]
+    rates = [[float(group["lr"]) for group in optimizer.param_groups]]
     # A schedule that makes no sense must be refused before the first step.
     for _ in range(total_steps if warmup_steps < total_steps else 0):
         optimizer.step()
         scheduler.step()
-        rates.append([group["lr"] for group in optimizer.param_groups])
-    return {"learning rates": torch.tensor(rates, dtype=torch.float64)}
+        rates.append([float(group["lr"]) for group in optimizer.param_groups])
+    return {
+        f"rate {place} of group {group}": rate[group]
+        for group in (0, 1)
+        for step, rate in enumerate(rates)
+        for place in [
+            f"in step {step}" if step < total_steps else "after the last step"
+        ]
+    }
 
 
 def _optimizer() -> Optimizer:
@@ -378,6 +400,7 @@ def _half_wave(share: float) -> float:
 def _rates(
     line: Callable[[int, int, int], float] = _line,
     cosine: Callable[[int, int, int], float] = _cosine,
+    floor: Callable[[float, float], float] = lambda factor, rate: factor,
     end: Callable[[float, float], float] = lambda factor, rate: factor,
 ) -> Callable[..., LRScheduler]:
     """warmup_cosine, with some steps exchanged."""
@@ -389,8 +412,10 @@ def _rates(
             raise ValueError
 
         def factor(step: int, rate: float) -> float:
-            rise_or_fall = line if step < warmup_steps else cosine
-            return end(rise_or_fall(step, warmup_steps, total_steps), rate)
+            if step < warmup_steps:
+                return end(line(step, warmup_steps, total_steps), rate)
+            share = cosine(step, warmup_steps, total_steps)
+            return end(floor(share, rate), rate)
 
         return LambdaLR(
             optimizer,
@@ -403,8 +428,14 @@ def _rates(
     return form
 
 
-def _with_floor(floor: float) -> Callable[[int, int, int], float]:
-    return lambda s, w, t: floor + (1 - floor) * _cosine(s, w, t)
+def _floor(smallest: float) -> Callable[[float, float], float]:
+    """The cosine ends at a share of the rate."""
+    return lambda factor, rate: smallest + (1 - smallest) * factor
+
+
+def _eta_min(smallest: float) -> Callable[[float, float], float]:
+    """The cosine ends at this rate."""
+    return lambda factor, rate: _floor(smallest / rate)(factor, rate)
 
 
 def _rate_forms() -> Iterator[WrongForm]:
@@ -475,15 +506,12 @@ def _rate_forms() -> Iterator[WrongForm]:
             "The rate does not end at 0: leave out eta_min, or the smallest "
             "share.",
             *(
-                {"cosine": _with_floor(floor)}
-                for floor in (0.2, 0.1, 0.05, 0.01, 0.001)
+                {"floor": kind_of_floor(smallest)}
+                for kind_of_floor in (_floor, _eta_min)
+                for smallest in (0.05, 0.01, 0.001, 1e-4)
             ),
-            *(
-                {
-                    "end": functools.partial(_above, smallest),
-                }
-                for smallest in (0.01, 0.001, 1e-4)
-            ),
+            {"floor": _floor(0.1)},
+            {"floor": _floor(0.2)},
         ),
         Mistake(
             "The rate falls along a line: it falls along a cosine.",
@@ -530,12 +558,27 @@ def _rate_forms() -> Iterator[WrongForm]:
                     max(0, s - w - 1) / (t - w - 1)
                 )
             },
+            {  # a milestone of SequentialLR, which no warm-up does not need
+                "cosine": lambda s, w, t: _half_wave(
+                    max(0, s - w - min(1, w)) / (t - w)
+                )
+            },
         ),
         Mistake(
             "The cosine starts one step early: the first step after the "
             "warm-up is its step 0.",
             {"cosine": lambda s, w, t: _half_wave((s - w + 1) / (t - w))},
             {"cosine": lambda s, w, t: _half_wave((s - w + 1) / (t - w + 1))},
+            {
+                "cosine": lambda s, w, t: _half_wave(
+                    (s - w + min(1, w)) / (t - w)
+                )
+            },
+            {  # a milestone of SequentialLR, which is 1 or more
+                "cosine": lambda s, w, t: _half_wave(
+                    (s - w + (w > 1)) / (t - w)
+                )
+            },
         ),
         Mistake(
             "The cosine ends one step early, and the last step learns "
@@ -566,11 +609,6 @@ def _rate_forms() -> Iterator[WrongForm]:
 def _from_share(first: float, less: int, s: int, w: int, t: int) -> float:
     """LinearLR with this start_factor over warmup_steps - less steps."""
     return first + (1 - first) * min(1, s / max(1, w - less))
-
-
-def _above(smallest: float, factor: float, rate: float) -> float:
-    """CosineAnnealingLR with eta_min, after a line that has none."""
-    return max(factor, smallest / rate)
 
 
 WARMUP_COSINE = ObservedExercise(
@@ -636,6 +674,7 @@ def _observe_epoch(
     if result is None:
         return None
     return {
+        "model called": "yes" if model.modes else "no",
         "mode of the model": _noted(model.modes),
         "learning rate after the epoch": float(optimizer.param_groups[0]["lr"]),
         "weights after the epoch": nn.utils.parameters_to_vector(
@@ -729,8 +768,9 @@ def _always_scale(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
 
 
 NOT_CLIPPED = (
-    "The gradients are not clipped: call nn.utils.clip_grad_norm_ with the "
-    "parameters and max_norm between backward() and step()."
+    "step() uses gradients that are not clipped: call "
+    "nn.utils.clip_grad_norm_ with all parameters and max_norm between "
+    "backward() and step()."
 )
 SCHEDULE = (
     "scheduler.step() belongs inside the loop, once after each "
@@ -777,11 +817,8 @@ def _epoch_forms() -> Iterator[WrongForm]:
             {"schedule": 0.2},
             {"schedule": 2.5},
         ),
-        Mistake(NOT_CLIPPED, {"clip_at": NEVER}, {"clip_at": 0.5}),
         Mistake(
-            "The gradients are clipped after step(): do it between backward() "
-            "and step().",
-            {"clip_at": 3.5},
+            NOT_CLIPPED, {"clip_at": NEVER}, {"clip_at": 0.5}, {"clip_at": 3.5}
         ),
         Mistake(
             "Each number of the gradients is clipped on its own, and their "
@@ -918,6 +955,7 @@ TRAIN_ONE_EPOCH = ObservedExercise(
     wrong_forms=_epoch_forms,
     observe=_observe_epoch,
     causes={
+        "model called": NOT_CALLED,
         "mode of the model": (
             "The model is in evaluation mode while it learns: call "
             "model.train() first."
@@ -945,6 +983,7 @@ def _observe_evaluation(
             f"{kind(result)}."
         )
     return {
+        "model called": "yes" if model.modes else "no",
         "mode of the model": _noted(model.modes),
         "gradients recorded": _noted(model.gradients),
         "loss": number("the loss", result[0]),
@@ -1120,14 +1159,19 @@ EVALUATE = ObservedExercise(
         Case(
             "a last batch of one image",
             (Classifier, _batches(7, 3)),
-            "Wrong for a batch of one image: leave out squeeze().",
+            "Right for several images in a batch, wrong for one: keep the "
+            "batch axis, and leave out squeeze().",
         ),
         Case("no batch", (Classifier, _batches(0)), EMPTY),
         Case("five batches", (Classifier, _batches(23, 5))),
     ),
     wrong_forms=_evaluate_forms,
     observe=_observe_evaluation,
-    causes={"mode of the model": MODE, "gradients recorded": RECORDED},
+    causes={
+        "model called": NOT_CALLED,
+        "mode of the model": MODE,
+        "gradients recorded": RECORDED,
+    },
 )
 
 EXERCISES = (PARAMETER_GROUPS, WARMUP_COSINE, TRAIN_ONE_EPOCH, EVALUATE)

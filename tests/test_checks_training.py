@@ -418,6 +418,29 @@ def squeezed(model, loader):
     return loss / n, 100 * right / n
 
 
+def no_brackets_in_with(model, loader):
+    with torch.no_grad:
+        return evaluate_with_dataset(model, loader)
+
+
+def mean_of_booleans(model, loader):
+    model.eval()
+    hits = []
+    with torch.no_grad():
+        for x, y in loader:
+            hits.append((model(x).argmax(1) == y).mean())
+    return 0.0, 100 * sum(hits) / len(hits)
+
+
+def item_of_many(model, loader):
+    model.eval()
+    hits = 0
+    with torch.no_grad():
+        for x, y in loader:
+            hits += (model(x).argmax(1) == y).item()
+    return 0.0, 100 * hits / len(loader.dataset)
+
+
 def no_brackets(model):
     model.eval  # noqa: B018
 
@@ -487,6 +510,9 @@ EVALUATE = [
         ),
         "raise a ValueError",
     ),
+    (no_brackets_in_with, "The brackets are missing"),
+    (mean_of_booleans, "True and False have no mean"),
+    (item_of_many, ".item() needs one number"),
     (nan_for_nothing, "raise a ValueError"),
     (squeezed, "leave out squeeze()"),
     (
@@ -592,6 +618,26 @@ def no_decay_given(model, weight_decay):
     return [second, {"params": first["params"]}]
 
 
+def by_names(model, weight_decay):
+    """A norm in a Sequential has no norm in its name."""
+    rest = ("bias", "norm", "cls_token", "pos_embed")
+    return grouping(lambda n, p: not any(word in n for word in rest))(
+        model, weight_decay
+    )
+
+
+def parameters_without_names(model, weight_decay):
+    return [
+        {"params": [p], "weight_decay": weight_decay if p.ndim > 1 else 0.0}
+        for name, p in model.parameters()
+    ]
+
+
+def pairs_not_unpacked(model, weight_decay):
+    params = [p for p in model.named_parameters() if p.requires_grad]
+    return [{"params": params, "weight_decay": weight_decay}]
+
+
 def in_generators(model, weight_decay):
     groups = groups_with_conditions(model, weight_decay)
     return [g | {"params": (p for p in g["params"])} for g in groups]
@@ -645,6 +691,9 @@ PARAMETER_GROUPS = [
     ),
     (grouping(lambda n, p: False), "Nothing is decayed"),
     (grouping(is_matrix, frozen=True), "A frozen parameter"),
+    (by_names, "The weights of norms are decayed"),
+    (parameters_without_names, "go through model.named_parameters()"),
+    (pairs_not_unpacked, "gives pairs"),
     (by_module, "A parameter is in no group"),
     (two_ifs, "A parameter is in no group"),
     (by_module_and_below, "A parameter is there twice"),
@@ -902,6 +951,20 @@ def zero_for_no_batch(model, loader, optimizer, scheduler):
     return train_simply(model, loader, optimizer, scheduler)
 
 
+@torch.no_grad()
+def without_gradients(model, loader, optimizer, scheduler):
+    return train_simply(model, loader, optimizer, scheduler)
+
+
+def item_too_early(model, loader, optimizer, scheduler):
+    model.train()
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels).item()
+        loss.backward()
+    raise ValueError("loader is empty")
+
+
 def ignores(name):
     def candidate(model, loader, optimizer, scheduler, **kwargs):
         kwargs.pop(name, None)
@@ -1013,6 +1076,8 @@ TRAIN_ONE_EPOCH = [
         ),
         "The loss is a sum over the batch",
     ),
+    (without_gradients, "leave out torch.no_grad()"),
+    (item_too_early, "call .item() after backward()"),
     (zero_for_no_batch, "raise a ValueError"),
     (ignores("loss_fn"), "loss_fn is not used"),
     (ignores("mix"), "mix is not used"),

@@ -6,7 +6,6 @@ did to a model or an optimizer.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,31 +37,25 @@ class ObservedExercise(Exercise):
     causes: dict[str, str] = field(default_factory=dict)
 
     def ready(self, candidate: Any, case: Case) -> Callable[..., Any]:
-        return functools.partial(self.observe, candidate)
+        return self.finish(candidate)
 
     def finish(self, form: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.partial(self.observe, form)
+        def observed(*args: Any, **kwargs: Any) -> Facts | None:
+            with _no_progress_bars():
+                return self.observe(form, *args, **kwargs)
+
+        return observed
 
     def has_gradients(self, case: Case) -> bool:
         return False
 
     def run(self, candidate: Any, case: Case) -> Outcome:
         """Name the cause that one fact shows."""
-        with _no_progress_bars():
-            outcome = super().run(candidate, case)
+        outcome = super().run(candidate, case)
         if isinstance(outcome.got, Refusal):
             return replace(outcome, cause=str(outcome.got))
         fact = (outcome.problem or "").partition(":")[0]
         return replace(outcome, cause=self.causes.get(fact, outcome.cause))
-
-    def diagnose(self, candidate: Any, outcomes: list[Outcome]) -> str | None:
-        with _no_progress_bars():
-            return super().diagnose(candidate, outcomes)
-
-    def _is_right_without_dropout(
-        self, candidate: Any, outcomes: list[Outcome]
-    ) -> bool:
-        return False  # the dropout, if any, is the model's
 
 
 @contextmanager

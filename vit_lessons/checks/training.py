@@ -323,6 +323,16 @@ PARAMETER_GROUPS = ObservedExercise(
         Case("all of these", (functools.partial(_model, *PARTS), 0.25)),
     ),
     wrong_forms=_group_forms,
+    errors={
+        "values to unpack": (
+            "model.parameters() gives no names: go through "
+            "model.named_parameters()."
+        ),
+        "'tuple' object has no attribute": (
+            "model.named_parameters() gives pairs: for name, parameter in "
+            "model.named_parameters()."
+        ),
+    },
     observe=_observe_groups,
     causes={
         "in no group": (
@@ -953,6 +963,15 @@ TRAIN_ONE_EPOCH = ObservedExercise(
         _epoch_case("six batches", images=21, std=2),
     ),
     wrong_forms=_epoch_forms,
+    errors={
+        "does not require grad": (
+            "The loss has no gradients: leave out torch.no_grad(), .item() "
+            "and .detach() before backward()."
+        ),
+        "'float' object has no attribute 'backward'": (
+            "The loss has no gradients: call .item() after backward() only."
+        ),
+    },
     observe=_observe_epoch,
     causes={
         "model called": NOT_CALLED,
@@ -1166,6 +1185,17 @@ EVALUATE = ObservedExercise(
         Case("five batches", (Classifier, _batches(23, 5))),
     ),
     wrong_forms=_evaluate_forms,
+    errors={
+        "context manager protocol": (
+            "The brackets are missing: write with torch.inference_mode()."
+        ),
+        "Input dtype must be either a floating point": (
+            "True and False have no mean: count them with .sum()."
+        ),
+        "cannot be converted to Scalar": (
+            ".item() needs one number: take the sum first."
+        ),
+    },
     observe=_observe_evaluation,
     causes={
         "model called": NOT_CALLED,

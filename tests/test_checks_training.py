@@ -613,6 +613,11 @@ def the_same_decay(model, weight_decay):
     return [g | {"weight_decay": weight_decay} for g in groups]
 
 
+def decay_is_none(model, weight_decay):
+    first, second = groups_with_conditions(model, weight_decay)
+    return [second, first | {"weight_decay": None}]
+
+
 def no_decay_given(model, weight_decay):
     first, second = groups_with_conditions(model, weight_decay)
     return [second, {"params": first["params"]}]
@@ -698,6 +703,7 @@ PARAMETER_GROUPS = [
     (two_ifs, "A parameter is in no group"),
     (by_module_and_below, "A parameter is there twice"),
     (no_decay_given, "A group has no weight_decay"),
+    (decay_is_none, "return weight_decay as one number"),
     (in_generators, "params is a generator"),
     (names_alone, "that is no parameter of the model"),
     (two_lists, "a list of groups"),
@@ -1047,6 +1053,7 @@ TRAIN_ONE_EPOCH = [
         training(LOOP, clip=nn.utils.clip_grad_value_),
         "use clip_grad_norm_, not clip_grad_value_",
     ),
+    (training(LOOP, max_norm=5.0), "Wrong for long gradients"),
     (training(LOOP, clip=clip_one_by_one), "Each parameter is clipped"),
     (
         training(LOOP, result=lambda means, sizes: np.mean(means)),

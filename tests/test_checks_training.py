@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 from tqdm.auto import tqdm
+from tqdm.notebook import tqdm as notebook_tqdm
 
 from vit_lessons.checks import check
 from vit_lessons.patch_embedding import patchify, unpatchify
@@ -1594,10 +1595,23 @@ def test_check_leaves_the_random_state_as_it_was(name, candidate):
 
 def test_no_progress_bar_stands_in_the_report(capsys):
     start = tqdm.__init__
-    check("train_one_epoch", train_with_zero_last)
-    check("evaluate", evaluate_image_by_image)
-    assert capsys.readouterr().err == ""
+    report = check("train_one_epoch", train_with_zero_last).report
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out == report + "\n"
     assert tqdm.__init__ is start
+
+
+def test_no_progress_bar_of_a_notebook_stands_in_the_report(capsys):
+    pytest.importorskip("ipywidgets")
+
+    def candidate(model, loader):
+        batches = notebook_tqdm(list(loader), disable=False)
+        return evaluate_with_tensors(model, batches)
+
+    result = check("evaluate", candidate)
+    assert capsys.readouterr().out == result.report + "\n"
+    assert result.passed
 
 
 @pytest.mark.parametrize(

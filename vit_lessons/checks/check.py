@@ -8,9 +8,11 @@ from vit_lessons.checks import (
     attention,
     class_token,
     encoder_block,
+    inductive_bias,
     mlp,
     patch_embedding,
     position_embedding,
+    training,
     vision_transformer,
 )
 from vit_lessons.checks.candidate import Refusal
@@ -27,6 +29,8 @@ _EXERCISES: dict[str, Exercise] = {
         mlp,
         encoder_block,
         vision_transformer,
+        training,
+        inductive_bias,
     )
     for exercise in chapter.EXERCISES
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sysconfig
 import traceback
@@ -138,6 +139,8 @@ def compare(expected: Any, got: Any) -> tuple[str | None, str | None]:
         return _compare_error(got)
     if got is None:
         return "got None", "The return line is missing: your code returns None."
+    if isinstance(expected, dict):
+        return _different_fact(expected, got), None
     want, names = "a tensor", [""]
     if not isinstance(expected, Tensor):
         want, names = "the pair (output, weights)", ["output: ", "weights: "]
@@ -153,6 +156,23 @@ def compare(expected: Any, got: Any) -> tuple[str | None, str | None]:
         if problem:
             return f"{name}{problem}", _dtype_cause(problem)
     return None, None
+
+
+def _different_fact(
+    expected: dict[str, Any], got: dict[str, Any]
+) -> str | None:
+    """The first fact that differs; both hold the same names."""
+    for name, want in expected.items():
+        have = got[name]
+        if isinstance(want, Tensor):
+            if problem := difference(want, have):
+                return f"{name}: {problem}"
+        elif isinstance(want, float):
+            if not math.isclose(want, have, rel_tol=1e-4, abs_tol=1e-5):
+                return f"{name}: expected {want:.4g}, got {have:.4g}"
+        elif want != have:
+            return f"{name}: expected {want}, got {have}"
+    return None
 
 
 def _dtype_cause(problem: str) -> str | None:

@@ -201,6 +201,10 @@ class Exercise:
         """What a wrong form takes before the arguments of the case."""
         return ()
 
+    def finish(self, form: Callable[..., Any]) -> Callable[..., Any]:
+        """What to call of a wrong form."""
+        return form
+
     def call(self, candidate: Any, *cases: Case) -> list[Any]:
         """Make the candidate ready once, then call it in each case."""
         function = isolate(self.ready, candidate, cases[0])
@@ -314,8 +318,9 @@ class Exercise:
                 for o in readable
             ]
             for wrong in self.wrong_forms():
+                form = self.finish(wrong.form)
                 if all(
-                    alike(attempt(wrong.form, *args, **kwargs), o.got)
+                    alike(attempt(form, *args, **kwargs), o.got)
                     for (args, kwargs), o in zip(calls, readable, strict=True)
                 ):
                     return wrong.cause

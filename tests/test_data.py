@@ -309,9 +309,19 @@ def test_a_server_that_refuses_is_named(server, tmp_path, status):
         load_cifar10(tmp_path)
 
 
-def test_a_server_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_module, "PATIENCE", 0.2)
+@pytest.fixture
+def timeout():
+    """That of this program, in seconds; without one a test might hang."""
     before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    yield 20
+    socket.setdefaulttimeout(before)
+
+
+def test_a_server_that_never_answers_is_given_up(
+    server, tmp_path, monkeypatch, timeout
+):
+    monkeypatch.setattr(data_module, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{port}/a.tar.gz")
@@ -319,17 +329,12 @@ def test_a_server_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
         with pytest.raises(DatasetError, match="no connection"):
             load_cifar10(tmp_path)
         assert time.monotonic() - begin < 10
-    assert socket.getdefaulttimeout() == before
+    assert socket.getdefaulttimeout() == timeout
 
 
-def test_the_timeout_of_other_connections_stays(server, tmp_path):
-    before = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(17)
-        load_cifar10(tmp_path)
-        assert socket.getdefaulttimeout() == 17
-    finally:
-        socket.setdefaulttimeout(before)
+def test_the_timeout_of_other_connections_stays(server, tmp_path, timeout):
+    load_cifar10(tmp_path)
+    assert socket.getdefaulttimeout() == timeout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")

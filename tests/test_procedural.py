@@ -126,6 +126,11 @@ def test_a_tile_is_in_each_cell_equally_often():
     assert (counts - 500).abs().max() < 5 * 500**0.5
 
 
+def test_the_tiles_are_in_each_two_cells():
+    _, where, _ = tiles_of(make_match(4000)[0])
+    assert len(where.sort(dim=1).values.unique(dim=0)) == 16 * 15 / 2
+
+
 def test_the_place_of_the_tiles_does_not_tell_the_label():
     images, labels = make_match(4000)
     _, where, _ = tiles_of(images)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "refuse_hidden_state", "save_checkpoint"]
 
 
 def save_checkpoint(
@@ -89,3 +89,28 @@ def load_checkpoint(
             f"{name} must fit {path}, got another one than that of the run; "
             "take the same one or another file"
         ) from error
+
+
+def refuse_hidden_state(train_loader: Any) -> None:
+    """Refuse a loader with random numbers of its own.
+
+    They go on from epoch to epoch, and no checkpoint holds where they are.
+
+    Args:
+        train_loader: A DataLoader, or anything that gives batches.
+
+    Raises:
+        ValueError: It has a generator or persistent workers.
+    """
+    batches = getattr(train_loader, "batch_sampler", None)
+    for part in (train_loader, getattr(batches, "sampler", None)):
+        if getattr(part, "generator", None) is not None:
+            raise ValueError(
+                "train_loader must have no generator, or a run that goes on "
+                f"would not know its state, got {part.generator}; use seed"
+            )
+    if getattr(train_loader, "persistent_workers", False):
+        raise ValueError(
+            "train_loader must have no persistent workers, or a run that goes "
+            "on would not know their state, got persistent_workers=True"
+        )

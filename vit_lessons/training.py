@@ -25,7 +25,11 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import DataLoader
 
-from vit_lessons.checkpoint import load_checkpoint, save_checkpoint
+from vit_lessons.checkpoint import (
+    load_checkpoint,
+    refuse_hidden_state,
+    save_checkpoint,
+)
 from vit_lessons.progress import progress
 
 __all__ = [
@@ -289,18 +293,7 @@ def fit(
             "epochs must be at least 1 and warmup in 0 <= warmup < 1, got "
             f"{epochs} and {warmup}"
         )
-    batches = getattr(train_loader, "batch_sampler", None)
-    for part in (train_loader, getattr(batches, "sampler", None)):
-        if getattr(part, "generator", None) is not None:
-            raise ValueError(
-                "train_loader must have no generator, or a run that goes on "
-                f"would not know its state, got {part.generator}; use seed"
-            )
-    if getattr(train_loader, "persistent_workers", False):
-        raise ValueError(
-            "train_loader must have no persistent workers, or a run that goes "
-            "on would not know their state, got persistent_workers=True"
-        )
+    refuse_hidden_state(train_loader)
     steps = epochs * len(train_loader)
     if steps == 0:
         raise ValueError("train_loader must give at least one batch, got none")

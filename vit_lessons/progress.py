@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any
 
 from tqdm.auto import tqdm
 
 __all__ = ["progress"]
 
-Item = TypeVar("Item")
-
 
 def progress(
-    items: Iterable[Item], description: str, *, leave: bool = True
-) -> Iterator[Item]:
+    items: Iterable[Any], description: str, *, leave: bool = True
+) -> Iterator[Any]:
     """Go through the items and show how far we are.
 
     Args:

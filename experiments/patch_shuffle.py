@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 from data_size import images, vit
+from digits import TINY, split
 from runner import record
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
-from training import TINY
 
 from vit_lessons import (
     SmallCNN,
@@ -20,7 +20,6 @@ from vit_lessons import (
     fit,
     shuffle_patches,
 )
-from vit_lessons.data import split_digits
 
 PATCH_SIZE = {"digits": 2, "shapes": 4}  # 16 patches either way
 
@@ -28,14 +27,8 @@ PATCH_SIZE = {"digits": 2, "shapes": 4}  # 16 patches either way
 def data(task: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if task == "shapes":
         return *images("shapes", 3000, 1 + seed), *images("shapes", 2000, 0)
-    digits = split_digits(seed)
-    mean, std = digits.train_images.mean(), digits.train_images.std()
-    return (
-        (digits.train_images - mean) / std,
-        digits.train_labels,
-        (digits.test_images - mean) / std,
-        digits.test_labels,
-    )
+    train, test = split(seed)
+    return *train.tensors, *test.tensors
 
 
 def build(task: str, model: str) -> nn.Module:

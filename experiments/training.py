@@ -11,6 +11,7 @@ import time
 from functools import cache
 
 import torch
+from digits import TINY
 from runner import record
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
@@ -21,16 +22,6 @@ from torchvision.transforms import v2
 from vit_lessons import SmallCNN, VisionTransformer, fit
 from vit_lessons.data import ImageData, ImageDataset, split_digits
 
-TINY = {
-    "img_size": 8,
-    "patch_size": 2,
-    "in_chans": 1,
-    "num_classes": 10,
-    "embed_dim": 48,
-    "depth": 3,
-    "num_heads": 4,
-    "mlp_ratio": 2.0,
-}
 AUGMENT = v2.RandomAffine(
     degrees=8,
     translate=(0.09, 0.09),

@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from digits import TINY
 from runner import record
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from training import TINY
 
 from vit_lessons import (
     SmallCNN,

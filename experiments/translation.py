@@ -28,21 +28,24 @@ PLACES = CANVAS - 8 + 1
 SEEN = 3  # columns in training
 
 
-def vit(pool: str, has_positions: bool) -> nn.Module:
+def vit(pool: str, std: float) -> nn.Module:
+    """A small ViT whose position table begins with numbers of size std.
+
+    With std 0 the table stays 0.
+    """
     sizes = TINY | {"img_size": CANVAS, "patch_size": 4, "pool": pool}
     model = VisionTransformer(**sizes)
-    nn.init.normal_(model.pos_embed, std=1.0)
-    if not has_positions:
-        nn.init.zeros_(model.pos_embed)
-        model.pos_embed.requires_grad_(False)
+    nn.init.normal_(model.pos_embed, std=std)
+    model.pos_embed.requires_grad_(std > 0)
     return model
 
 
 MODELS = {
     "CNN, mean": partial(SmallCNN, 1, 10),
     "CNN, flatten": partial(SmallCNN, 1, 10, pool="flatten", img_size=CANVAS),
-    "ViT": partial(vit, "cls", True),
-    "ViT without positions": partial(vit, "mean", False),
+    "ViT, table 0.02": partial(vit, "cls", 0.02),
+    "ViT, table 1": partial(vit, "cls", 1.0),
+    "ViT, no table": partial(vit, "mean", 0.0),
 }
 
 

@@ -46,8 +46,10 @@ def load_checkpoint(
 ) -> None:
     """Put the state of a file that save_checkpoint wrote into the parts.
 
-    Only tensors and plain values are read: a file cannot run code. If a part
-    does not fit the file, all parts stay as they are.
+    PyTorch is told to read tensors and plain values alone, so that a file
+    cannot run code. Versions before 2.10 had holes in this (CVE-2025-32434,
+    CVE-2026-24747): read files of strangers with a new one. If a part does not
+    fit the file, all parts stay as they are.
 
     Args:
         path: The file.

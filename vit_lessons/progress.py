@@ -24,5 +24,5 @@ def progress(
     The environment variable TQDM_DISABLE turns bars off. tqdm itself reads it
     in a terminal only.
     """
-    is_off = bool(os.environ.get("TQDM_DISABLE"))
+    is_off = os.environ.get("TQDM_DISABLE", "") not in ("", "0")
     return iter(tqdm(items, desc=description, leave=leave, disable=is_off))

@@ -48,13 +48,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the parameters for AdamW: weight decay on matrices only.
 
-    Matrices are the weights of linear layers and convolutions. Biases, norms,
-    the class token and tables of positions keep their size.
+    Matrices are parameters with more than one axis whose name ends in
+    "weight": those of linear layers and convolutions. Biases, norms, the class
+    token and position tables keep their size.
 
     Args:
         model: Its frozen parameters are left out.
-        weight_decay: Share of the learning rate by which a step shrinks each
-            matrix.
+        weight_decay: Each step multiplies a matrix by
+            1 - learning rate * weight_decay.
 
     Returns:
         Two groups that hold each trainable parameter once.
@@ -110,10 +111,11 @@ def warmup_cosine(
 
 
 def mixed_precision(device: str | torch.device) -> torch.autocast:
-    """Compute in bfloat16 where the device has units for it.
+    """Compute in bfloat16 on a GPU that has units for it.
 
-    Those are Nvidia's GPUs from 2020 on (compute capability 8). Elsewhere,
-    also on Colab's T4, everything stays in float32: emulation is slower.
+    Those are Nvidia's GPUs from 2020 on (compute capability 8). Elsewhere
+    everything stays in float32, also on Colab's T4, which only emulates
+    bfloat16.
 
     Args:
         device: The device of the model, for example "cpu".
@@ -157,7 +159,8 @@ def train_one_epoch(
     model.train()
     total, count = torch.zeros((), device=device), 0
     for images, labels in progress(loader, "batches", leave=False):
-        images, labels = images.to(device), labels.to(device)
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
         if mix is not None:
             images, labels = mix(images, labels)
         with mixed_precision(device):
@@ -191,7 +194,8 @@ def evaluate(
     loss, right, count = 0.0, 0, 0
     with torch.inference_mode():
         for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
+            images = images.to(device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
             with mixed_precision(device):
                 logits = model(images)
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -268,7 +272,10 @@ def fit(
     """Train a model; after each epoch evaluate it and write a checkpoint.
 
     If the checkpoint is there already, training goes on after its last epoch.
-    On a CPU an interrupted run ends with the same bits as one that was not.
+    On a CPU an interrupted run ends with the same bits as one that was not, if
+    all that is random comes from torch. The checkpoint knows the numbers among
+    the arguments, and refuses others; images, augmentation, loss_fn and mix
+    must be the same, which is not checked.
 
     Args:
         model: From images to logits, with its first weights.
@@ -280,8 +287,8 @@ def fit(
         weight_decay: Of AdamW, on matrices only.
         warmup: Share of all steps in which the learning rate rises.
         loss_fn, mix, max_norm: See train_one_epoch.
-        seed: Of the order of images, augmentation and dropout. It does not
-            draw the first weights: they are there already.
+        seed: Of the order of images, augmentation, mix and dropout: torch's
+            seed is set in each epoch. The first weights are there already.
         checkpoint: File to write to and to go on from. None writes nothing.
 
     Raises:

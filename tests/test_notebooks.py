@@ -122,12 +122,12 @@ def figures_have_alt_text(notebook):
 def checks_follow_definitions(notebook):
     cells = notebook.cells
     for number, cell in enumerate(cells):
-        for name in sync_notebooks.cell_names(cell):
-            after = cells[number + 1 : number + 3]
-            if name in PUBLIC_NAMES and not any(
-                name in c.source for c in after if c.cell_type == "code"
-            ):
-                yield f"{name} is not used within two cells"
+        name = DEFINITIONS.get(cell.source)
+        after = cells[number + 1 : number + 3]
+        if name and not any(
+            name in c.source for c in after if c.cell_type == "code"
+        ):
+            yield f"{name} is not used within two cells"
 
 
 def at_most_two_code_cells_in_a_row(notebook):
@@ -200,12 +200,12 @@ GUARDS = [
     markdown_is_plain,
     small,
 ]
-PUBLIC_NAMES = {
-    name
+DEFINITIONS = {
+    text: name
     for path in NOTEBOOKS
-    for name in sync_notebooks.definitions(
+    for name, text in sync_notebooks.definitions(
         (ROOT / "vit_lessons" / f"{path.stem[3:]}.py").read_text("utf-8")
-    )
+    ).items()
 }
 
 

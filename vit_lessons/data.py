@@ -194,7 +194,7 @@ def load_cifar10(folder: str | Path = "data") -> ImageData:
         ) from error
     parts = []
     for part in (train, test):
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+        images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
         parts += [images, torch.tensor(part.targets)]
     return ImageData("CIFAR-10", tuple(train.classes), *parts)
 

@@ -793,6 +793,21 @@ BATCH_MEANS = (
 )
 
 
+WRONG_MEANS = (
+    Mistake(
+        "The losses are added and not divided: return their mean over the "
+        "images.",
+        {"mean": lambda means, sizes: sum(means)},
+        {"mean": _sum},
+    ),
+    Mistake(
+        "The loss of a batch is a mean already: multiply it by the number "
+        "of its images before you add it up.",
+        {"mean": lambda means, sizes: sum(means) / sum(sizes)},
+    ),
+)
+
+
 def _epoch_forms() -> Iterator[WrongForm]:
     return combine(
         _epoch,
@@ -853,17 +868,7 @@ def _epoch_forms() -> Iterator[WrongForm]:
         Mistake(
             BATCH_MEANS, {"mean": lambda means, sizes: sum(means) / len(means)}
         ),
-        Mistake(
-            "The losses are added and not divided: return their mean over the "
-            "images.",
-            {"mean": lambda means, sizes: sum(means)},
-            {"mean": _sum},
-        ),
-        Mistake(
-            "The loss of a batch is a mean already: multiply it by the number "
-            "of its images before you add it up.",
-            {"mean": lambda means, sizes: sum(means) / sum(sizes)},
-        ),
+        *WRONG_MEANS,
         Mistake(
             "The loss of one batch is returned: return the mean over all "
             "images of the epoch.",
@@ -1093,17 +1098,7 @@ def _evaluate_forms() -> Iterator[WrongForm]:
             "images.",
             {"share": _mean_of_shares},
         ),
-        Mistake(
-            "The losses are added and not divided: return their mean over the "
-            "images.",
-            {"mean": lambda means, sizes: sum(means)},
-            {"mean": _sum},
-        ),
-        Mistake(
-            "The loss of a batch is a mean already: multiply it by the number "
-            "of its images before you add it up.",
-            {"mean": lambda means, sizes: sum(means) / sum(sizes)},
-        ),
+        *WRONG_MEANS,
         Mistake(
             "The sum over the images is divided by the number of batches: "
             "divide it by the number of images.",

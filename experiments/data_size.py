@@ -1,9 +1,9 @@
 """How much data does a prior save, and on which task?
 
-A small Vision Transformer and two CNNs learn a local task (which shape is
-it?) and a relation (are two tiles equal?) from few to many images. All
-models make the same number of steps on batches of the same size, and once
-more steps on the most images.
+A small Vision Transformer, the same one behind two convolutions (a hybrid)
+and two CNNs learn a local task (which shape is it?) and a relation (are two
+tiles equal?) from few to many images. All models make the same number of
+steps on batches of the same size, and once more steps on the most images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from runner import record
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from vit_lessons import SmallCNN, VisionTransformer, evaluate, fit
+from vit_lessons import (
+    HybridVisionTransformer,
+    SmallCNN,
+    VisionTransformer,
+    evaluate,
+    fit,
+)
 from vit_lessons.procedural import make_match, make_shapes
 
 TASKS = {
@@ -28,18 +34,27 @@ SIZES = (300, 1000, 3000, 10_000, 30_000, 100_000)
 BATCH = 64
 
 
-def vit(num_classes: int) -> nn.Module:
-    model = VisionTransformer(
+def vit(
+    num_classes: int,
+    kind: type[VisionTransformer] = VisionTransformer,
+    *,
+    depth: int = 3,
+) -> VisionTransformer:
+    model = kind(
         16,
         4,
         num_classes=num_classes,
         embed_dim=48,
-        depth=3,
+        depth=depth,
         num_heads=4,
         mlp_ratio=2.0,
     )
     nn.init.normal_(model.pos_embed, std=0.1)
     return model
+
+
+def hybrid(num_classes: int) -> nn.Module:
+    return vit(num_classes, HybridVisionTransformer)
 
 
 def cnn(num_classes: int) -> nn.Module:
@@ -50,7 +65,12 @@ def deeper_cnn(num_classes: int) -> nn.Module:
     return SmallCNN(3, num_classes, widths=(32, 64, 64, 64, 64), num_pools=3)
 
 
-MODELS = {"ViT": vit, "CNN": cnn, "deeper CNN": deeper_cnn}
+MODELS = {
+    "ViT": vit,
+    "hybrid": hybrid,
+    "CNN": cnn,
+    "deeper CNN": deeper_cnn,
+}
 
 
 @cache
@@ -90,14 +110,14 @@ def run(
 CONFIGURATIONS = [
     {"task": task, "model": model, "size": size, "steps": steps}
     for task in ("shapes", "match")
-    for model in ("CNN", "deeper CNN", "ViT")
+    for model in ("CNN", "deeper CNN", "ViT", "hybrid")
     for size, steps in (
         *((size, 1000) for size in reversed(SIZES)),
         (SIZES[-1], 4000),  # is the end of the curve a matter of steps?
     )
 ] + [
     {"task": "match off the grid", "model": model, "size": size, "steps": 1000}
-    for model in ("deeper CNN", "ViT")
+    for model in ("deeper CNN", "ViT", "hybrid")
     for size in (3000, 30_000)
 ]
 

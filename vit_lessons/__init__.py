@@ -12,6 +12,7 @@ Chapter 08, training: parameter_groups, warmup_cosine, mixed_precision,
     train_one_epoch, evaluate, History, fit
 Chapter 09, inductive_bias: equivariance_error, shuffle_patches,
     place_images, SmallCNN
+Chapter 10, hybrid: ConvStem, HybridVisionTransformer
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), checkpoint (a training run in
@@ -22,6 +23,7 @@ experiments), checks (checks of your own code).
 from vit_lessons.attention import *  # noqa: F403
 from vit_lessons.class_token import *  # noqa: F403
 from vit_lessons.encoder_block import *  # noqa: F403
+from vit_lessons.hybrid import *  # noqa: F403
 from vit_lessons.inductive_bias import *  # noqa: F403
 from vit_lessons.mlp import *  # noqa: F403
 from vit_lessons.models import *  # noqa: F403

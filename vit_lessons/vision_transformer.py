@@ -74,6 +74,7 @@ class VisionTransformer(nn.Module):
                 "in_chans, embed_dim must be positive and num_classes at least "
                 f"0, got {in_chans}, {embed_dim} and {num_classes}"
             )
+        self.in_chans = in_chans
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         height, width = as_pair("img_size", img_size)
         p1, p2 = self.patch_embed.patch_size
@@ -116,9 +117,10 @@ class VisionTransformer(nn.Module):
         """Draw the first weights: class token and head 0, positions small."""
         nn.init.zeros_(self.cls_token)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.patch_embed.proj.reset_parameters()
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -128,7 +130,7 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Turn images into tokens with positions: (B, 1 + N, D)."""
         (gh, gw), (p1, p2) = self.grid_size, self.patch_embed.patch_size
-        size = (self.patch_embed.proj.in_channels, gh * p1, gw * p2)
+        size = (self.in_chans, gh * p1, gw * p2)
         if images.shape[1:] != size:
             raise ValueError(
                 f"images must be (B, {size[0]}, {size[1]}, {size[2]}), got "

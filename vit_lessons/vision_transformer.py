@@ -74,9 +74,9 @@ class VisionTransformer(nn.Module):
                 "in_chans, embed_dim must be positive and num_classes at least "
                 f"0, got {in_chans}, {embed_dim} and {num_classes}"
             )
-        self.in_chans = in_chans
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
-        height, width = as_pair("img_size", img_size)
+        self.img_size = (height, width) = as_pair("img_size", img_size)
+        self.in_chans = in_chans
         p1, p2 = self.patch_embed.patch_size
         if height % p1 or width % p2:
             raise ValueError(
@@ -129,8 +129,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Turn images into tokens with positions: (B, 1 + N, D)."""
-        (gh, gw), (p1, p2) = self.grid_size, self.patch_embed.patch_size
-        size = (self.in_chans, gh * p1, gw * p2)
+        size = (self.in_chans, *self.img_size)
         if images.shape[1:] != size:
             raise ValueError(
                 f"images must be (B, {size[0]}, {size[1]}, {size[2]}), got "

@@ -25,7 +25,9 @@ BLOCK = 1000  # images that one generator draws
 Draw = Callable[[int, Generator], tuple[Tensor, Tensor]]
 
 
-def make_shapes(num_images: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+def make_shapes(
+    num_images: int, *, seed: int = 0, size: int = SIDE
+) -> tuple[Tensor, Tensor]:
     """Draw a bright shape on a dark ground, and ask which shape it is.
 
     A disc, square, triangle or cross stands anywhere, a little rotated,
@@ -35,15 +37,19 @@ def make_shapes(num_images: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     Args:
         num_images: Number N of images.
         seed: Another seed gives other images.
+        size: Side of the images, in pixels. Of one seed, another size shows
+            the same scenes with more or fewer pixels.
 
     Shape:
-        images (N, 3, 16, 16), float32 in [0, 1]; labels (N,), int64 in 0..3,
-        numbers in SHAPES
+        images (N, 3, size, size), float32 in [0, 1]; labels (N,), int64 in
+        0..3, numbers in SHAPES
 
     Raises:
-        ValueError: num_images is not positive, or seed is negative.
+        ValueError: num_images or size is not positive, or seed is negative.
     """
-    return _in_blocks(_draw_shapes, num_images, seed)
+    if size < 1:
+        raise ValueError(f"size must be positive, got {size}")
+    return _in_blocks(partial(_draw_shapes, size), num_images, seed)
 
 
 def make_match(
@@ -98,7 +104,9 @@ def _uniform(
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-def _draw_shapes(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+def _draw_shapes(
+    size: int, n: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
     labels = torch.randint(len(SHAPES), (n,), generator=generator)
     radius = _uniform(n, 3.5, 5.5, generator)
     turn = _uniform(n, -math.pi / 9, math.pi / 9, generator)  # 20 degrees
@@ -106,12 +114,12 @@ def _draw_shapes(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
         radius + (SIDE - 2 * radius) * _uniform(n, 0, 1, generator)
         for _ in range(2)
     )
-    y, x = _coordinates(row, column)
+    y, x = _coordinates(size, row, column)
     x, y = (
         x * turn.cos() + y * turn.sin(),
         y * turn.cos() - x * turn.sin(),
     )
-    # Pixels to the edge of each shape, positive inside.
+    # Distance to the edge of each shape, positive inside.
     r = radius
     disc = r - (x**2 + y**2).sqrt()
     square = 0.8 * r - torch.maximum(x.abs(), y.abs())
@@ -124,21 +132,28 @@ def _draw_shapes(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
     ]
     edges = [disc, square, triangle, torch.maximum(*bars)]
     edge = torch.stack(edges, dim=1)[torch.arange(n), labels]
-    y, x = _coordinates(*(_uniform(n, 0, SIDE, generator) for _ in range(2)))
+    place = (_uniform(n, 0, SIDE, generator) for _ in range(2))
+    y, x = _coordinates(size, *place)
     blob = _uniform(n, 1, 2, generator) - (x**2 + y**2).sqrt()
     images = _uniform(n, 0, 0.4, generator, axes=3)  # the ground
     for what in (blob, edge):
         color = _uniform(n, 0.5, 1, generator, axes=3)
-        cover = (what + 0.5).clamp(0, 1)  # pixels on the edge are mixed
+        pixels = what * (size / SIDE)
+        cover = (pixels + 0.5).clamp(0, 1)  # pixels on the edge are mixed
         images = images + cover * (color - images)
     return _with_noise(images, generator), labels
 
 
-def _coordinates(row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels below and to the right of a place, (N, 1, H, W)."""
-    centers = torch.arange(SIDE) + 0.5
-    y = (centers[:, None] - row).expand(-1, -1, -1, SIDE)
-    x = (centers - column).expand(-1, -1, SIDE, -1)
+def _coordinates(
+    size: int, row: Tensor, column: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far each pixel is below and to the right of a place, (N, 1, H, W).
+
+    The unit is a pixel of an image of side 16.
+    """
+    centers = (torch.arange(size) + 0.5) * (SIDE / size)
+    y = (centers[:, None] - row).expand(-1, -1, -1, size)
+    x = (centers - column).expand(-1, -1, size, -1)
     return y, x
 
 

@@ -13,9 +13,12 @@ Chapter 08, training: parameter_groups, warmup_cosine, mixed_precision,
 Chapter 09, inductive_bias: equivariance_error, shuffle_patches,
     place_images, SmallCNN
 Chapter 10, hybrid: ConvStem, HybridVisionTransformer
+Chapter 11, fine_tuning: from_torchvision, load_pretrained, LoadReport,
+    learning_rate_groups, layerwise_learning_rates
 
 Around the chapters: models (presets by name), data (photographs, digits,
-CIFAR-10), procedural (images drawn by a rule), checkpoint (a training run in
+CIFAR-10), procedural (images drawn by a rule), weights (published weights and
+what they expect), download, checkpoint (a training run in
 a file), progress (bars), plotting (pictures), recorded (results of long
 experiments), checks (checks of your own code).
 """
@@ -23,6 +26,7 @@ experiments), checks (checks of your own code).
 from vit_lessons.attention import *  # noqa: F403
 from vit_lessons.class_token import *  # noqa: F403
 from vit_lessons.encoder_block import *  # noqa: F403
+from vit_lessons.fine_tuning import *  # noqa: F403
 from vit_lessons.hybrid import *  # noqa: F403
 from vit_lessons.inductive_bias import *  # noqa: F403
 from vit_lessons.mlp import *  # noqa: F403

@@ -8,10 +8,8 @@ CC BY 2.0.
 from __future__ import annotations
 
 import errno
-import socket
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
+from vit_lessons.download import patience
 from vit_lessons.patch_embedding import as_pair
 
 __all__ = [
@@ -159,9 +158,6 @@ def split_digits(seed: int = 0) -> ImageData:
     )
 
 
-PATIENCE = 30  # seconds without a byte, after which a download is given up
-
-
 class DatasetError(RuntimeError):
     """A data set cannot be had. The message says why, and what helps."""
 
@@ -184,7 +180,7 @@ def load_cifar10(folder: str | Path = "data") -> ImageData:
     """
     folder = Path(folder).resolve()
     try:
-        with _patience(PATIENCE):
+        with patience():
             train = CIFAR10(folder, train=True, download=True)
             test = CIFAR10(folder, train=False)
     except Exception as error:
@@ -221,17 +217,6 @@ def load_data(
             stacklevel=2,
         )
         return split_digits()
-
-
-@contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """Give up a connection that says nothing for so long."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _advice(error: Exception, folder: Path) -> str:

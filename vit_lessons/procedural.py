@@ -7,16 +7,17 @@ larger training set holds the smaller ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate, pad
 
-__all__ = ["SHAPES", "make_match", "make_shapes"]
+__all__ = ["NEW_SHAPES", "SHAPES", "make_match", "make_shapes"]
 
 SHAPES = ("disc", "square", "triangle", "cross")
+NEW_SHAPES = ("ring", "half disc", "diamond", "corner")
 SIDE = 16  # pixels
 TILE = 4  # pixels
 NOISE = 0.05  # standard deviation; the colors lie in [0, 1]
@@ -26,7 +27,11 @@ Draw = Callable[[int, Generator], tuple[Tensor, Tensor]]
 
 
 def make_shapes(
-    num_images: int, *, seed: int = 0, size: int = SIDE
+    num_images: int,
+    *,
+    seed: int = 0,
+    size: int = SIDE,
+    kinds: Sequence[str] = SHAPES,
 ) -> tuple[Tensor, Tensor]:
     """Draw a bright shape on a dark ground, and ask which shape it is.
 
@@ -39,17 +44,22 @@ def make_shapes(
         seed: Another seed gives other images.
         size: Side of the images, in pixels. Of one seed, another size shows
             the same scenes with more or fewer pixels.
+        kinds: The classes: names in SHAPES or NEW_SHAPES.
 
     Shape:
-        images (N, 3, size, size), float32 in [0, 1]; labels (N,), int64 in
-        0..3, numbers in SHAPES
+        images (N, 3, size, size), float32 in [0, 1]; labels (N,), int64,
+        numbers in kinds
 
     Raises:
-        ValueError: num_images or size is not positive, or seed is negative.
+        ValueError: num_images or size is not positive, seed is negative, or
+            kinds names an unknown shape, or none.
     """
     if size < 1:
         raise ValueError(f"size must be positive, got {size}")
-    return _in_blocks(partial(_draw_shapes, size), num_images, seed)
+    if not kinds or not {*kinds} <= {*SHAPES, *NEW_SHAPES}:
+        known = ", ".join(SHAPES + NEW_SHAPES)
+        raise ValueError(f"kinds must be some of {known}, got {kinds}")
+    return _in_blocks(partial(_draw_shapes, size, kinds), num_images, seed)
 
 
 def make_match(
@@ -105,9 +115,9 @@ def _uniform(
 
 
 def _draw_shapes(
-    size: int, n: int, generator: Generator
+    size: int, kinds: Sequence[str], n: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    labels = torch.randint(len(SHAPES), (n,), generator=generator)
+    labels = torch.randint(len(kinds), (n,), generator=generator)
     radius = _uniform(n, 3.5, 5.5, generator)
     turn = _uniform(n, -math.pi / 9, math.pi / 9, generator)  # 20 degrees
     row, column = (
@@ -119,19 +129,9 @@ def _draw_shapes(
         x * turn.cos() + y * turn.sin(),
         y * turn.cos() - x * turn.sin(),
     )
-    # Distance to the edge of each shape, positive inside.
-    r = radius
-    disc = r - (x**2 + y**2).sqrt()
-    square = 0.8 * r - torch.maximum(x.abs(), y.abs())
-    slope = math.sqrt(3) / 2
-    triangle = 0.55 * r - torch.maximum(y, slope * x.abs() - 0.5 * y)
-    wide, high = 0.95 * r, 0.33 * r
-    bars = [
-        torch.minimum(wide - along.abs(), high - across.abs())
-        for along, across in ((x, y), (y, x))
-    ]
-    edges = [disc, square, triangle, torch.maximum(*bars)]
-    edge = torch.stack(edges, dim=1)[torch.arange(n), labels]
+    edges = _distances_to_edge(x, y, radius)
+    edge = torch.stack([edges[kind] for kind in kinds], dim=1)
+    edge = edge[torch.arange(n), labels]
     place = (_uniform(n, 0, SIDE, generator) for _ in range(2))
     y, x = _coordinates(size, *place)
     blob = _uniform(n, 1, 2, generator) - (x**2 + y**2).sqrt()
@@ -142,6 +142,29 @@ def _draw_shapes(
         cover = (pixels + 0.5).clamp(0, 1)  # pixels on the edge are mixed
         images = images + cover * (color - images)
     return _with_noise(images, generator), labels
+
+
+def _distances_to_edge(x: Tensor, y: Tensor, r: Tensor) -> dict[str, Tensor]:
+    """From each pixel to the edge of each shape, positive inside."""
+    from_center = (x**2 + y**2).sqrt()
+    disc = r - from_center
+    slope = math.sqrt(3) / 2
+    wide, high = 0.95 * r, 0.33 * r
+    bars = [
+        torch.minimum(wide - along.abs(), high - across.abs())
+        for along, across in ((x, y), (y, x))
+    ]
+    square = 0.8 * r - torch.maximum(x.abs(), y.abs())
+    return {
+        "disc": disc,
+        "square": square,
+        "triangle": 0.55 * r - torch.maximum(y, slope * x.abs() - 0.5 * y),
+        "cross": torch.maximum(*bars),
+        "ring": torch.minimum(disc, from_center - 0.45 * r),
+        "half disc": torch.minimum(disc, y),
+        "diamond": (r - x.abs() - y.abs()) / math.sqrt(2),
+        "corner": torch.minimum(square, torch.maximum(-x, y) - 0.15 * r),
+    }
 
 
 def _coordinates(

@@ -262,6 +262,7 @@ def fit(
     epochs: int,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.05,
+    groups: list[dict[str, Any]] | None = None,
     warmup: float = 0.1,
     loss_fn: Callable[..., Tensor] = F.cross_entropy,
     mix: Callable[..., tuple[Tensor, Tensor]] | None = None,
@@ -285,6 +286,8 @@ def fit(
         epochs: How often the model sees the training images.
         learning_rate: Of AdamW, at its largest.
         weight_decay: Of AdamW, on matrices only.
+        groups: Parameter groups for AdamW, with rates of their own (chapter
+            11). None stands for parameter_groups(model, weight_decay).
         warmup: Share of all steps in which the learning rate rises.
         loss_fn, mix, max_norm: See train_one_epoch.
         seed: Of the order of images, augmentation, mix and dropout: torch's
@@ -304,8 +307,16 @@ def fit(
     steps = epochs * len(train_loader)
     if steps == 0:
         raise ValueError("train_loader must give at least one batch, got none")
-    groups = parameter_groups(model, weight_decay)
-    optimizer = AdamW(groups, lr=learning_rate)
+    if groups is None:
+        groups = parameter_groups(model, weight_decay)
+    held = {parameter for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter not in held:
+            raise ValueError(
+                f"groups must hold every trainable parameter, got no {name}"
+            )
+    optimizer = AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    rates = [group["lr"] for group in optimizer.param_groups]
     scheduler = warmup_cosine(optimizer, int(warmup * steps), steps)
     history = History()
     parts = {
@@ -319,6 +330,7 @@ def fit(
         "epochs": epochs,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
+        "rates": rates,
         "warmup": warmup,
         "max_norm": max_norm,
         "seed": seed,

@@ -67,7 +67,7 @@ def stem_by_hand(stem, images):
     """Convolutions as products of matrices, statistics by their definition."""
     x = images
     for conv, norm, _ in stem.backbone:
-        batch, _, height, width = x.shape
+        height, width = x.shape[2:]
         columns = F.unfold(F.pad(x, (1, 1, 1, 1)), 3, stride=2)
         x = (conv.weight.flatten(1) @ columns).unflatten(
             2, (height // 2, width // 2)

@@ -169,15 +169,17 @@ def _refuse_other_widths(layers: Layers, ours: Layers, case: Case) -> None:
             f"The convolutions must have {widths} output channels, and yours "
             f"have {theirs}: {why}."
         )
-    names = ["in_chans", *["the one before it"] * len(widths)]
     for i, (want, have) in enumerate(
         zip(ours.convolutions, layers.convolutions, strict=True)
     ):
         if want.weight.shape != have.weight.shape:
+            where = f"Convolution {i + 1} must read all the"
+            if i == 0:
+                where = "The first convolution must read in_chans ="
             raise Refusal(
-                f"Convolution {i + 1} must read all {want.in_channels} "
-                f"channels of {names[i]}, and yours reads "
-                f"{have.weight.shape[1]}."
+                f"{where} {want.in_channels} channels"
+                f"{' of the one before it' if i else ''}, and each of its "
+                f"kernels reads {have.weight.shape[1]}."
             )
     if [norm.num_features for norm in layers.norms] != widths:
         raise Refusal(
@@ -286,6 +288,18 @@ def _convolve(
     return convolve
 
 
+NOT_STRIDED = {"convolve": _convolve(lambda self, i: 1)}
+
+
+def _pooled(pool: Callable[[Tensor, int], Tensor]) -> Callable[..., Tensor]:
+    """Convolution i with stride 1, then a pooling."""
+
+    def convolve(self: ConvStem, i: int, x: Tensor) -> Tensor:
+        return pool(NOT_STRIDED["convolve"](self, i, x), 2)
+
+    return convolve
+
+
 def _last(self: ConvStem) -> int:
     return len(self.backbone) - 1
 
@@ -294,8 +308,6 @@ def _running(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     mean, var = norm.running_mean, norm.running_var
     return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
 
-
-NOT_STRIDED = {"convolve": _convolve(lambda self, i: 1)}
 
 STEM_MISTAKES = (
     Mistake(
@@ -340,6 +352,8 @@ STEM_MISTAKES = (
         NOT_STRIDED | {"after": lambda x: F.max_pool2d(x, 2)},
         NOT_STRIDED | {"after": lambda x: F.avg_pool2d(x, 2)},
         NOT_STRIDED | {"after": lambda x: F.max_pool2d(x, 3, 2, padding=1)},
+        {"convolve": _pooled(F.max_pool2d)},
+        {"convolve": _pooled(F.avg_pool2d)},
     ),
     Mistake(
         "The map is halved twice, by the stride and by a pooling: leave out "

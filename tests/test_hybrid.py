@@ -649,7 +649,8 @@ def test_a_token_too_narrow_for_default_widths_is_refused():
     "shape",
     [
         (3, 16, 16),  # no batch
-        (1, 2, 3, 16, 16),  # one axis too many
+        (2, 3, 16),  # no width
+        (2, 3, 16, 16, 5),  # one axis too many
         (2, 1, 16, 16),  # another number of channels
         (2, 3, 20, 16),  # 8 does not divide the height
         (2, 3, 16, 17),  # nor the width

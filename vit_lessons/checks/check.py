@@ -8,6 +8,7 @@ from vit_lessons.checks import (
     attention,
     class_token,
     encoder_block,
+    hybrid,
     inductive_bias,
     mlp,
     patch_embedding,
@@ -31,6 +32,7 @@ _EXERCISES: dict[str, Exercise] = {
         vision_transformer,
         training,
         inductive_bias,
+        hybrid,
     )
     for exercise in chapter.EXERCISES
 }

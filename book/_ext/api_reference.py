@@ -20,6 +20,7 @@ from sphinx.config import Config
 from sphinx.util import inspect
 
 TORCH = "https://docs.pytorch.org/docs/stable/"
+VISION = "https://docs.pytorch.org/vision/stable/"
 MATPLOTLIB = "https://matplotlib.org/stable/api/"
 PYTHON = "https://docs.python.org/3/library/"
 MANUALS = {
@@ -29,6 +30,7 @@ MANUALS = {
     "Dataset": f"{TORCH}data.html#torch.utils.data.Dataset",
     "LRScheduler": f"{TORCH}optim.html#how-to-adjust-learning-rate",
     "Optimizer": f"{TORCH}optim.html#torch.optim.Optimizer",
+    "Compose": f"{VISION}generated/torchvision.transforms.v2.Compose.html",
     "autocast": f"{TORCH}amp.html#torch.autocast",
     "device": f"{TORCH}tensor_attributes.html#torch.device",
     "Axes": f"{MATPLOTLIB}_as_gen/matplotlib.axes.Axes.html",
@@ -36,6 +38,7 @@ MANUALS = {
     "Callable": f"{PYTHON}collections.abc.html#collections.abc.Callable",
     "Iterable": f"{PYTHON}collections.abc.html#collections.abc.Iterable",
     "Iterator": f"{PYTHON}collections.abc.html#collections.abc.Iterator",
+    "Mapping": f"{PYTHON}collections.abc.html#collections.abc.Mapping",
     "Sequence": f"{PYTHON}collections.abc.html#collections.abc.Sequence",
     "Path": f"{PYTHON}pathlib.html#pathlib.Path",
 }

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
-__all__ = ["load_checkpoint", "refuse_hidden_state", "save_checkpoint"]
+__all__ = [
+    "describe_groups",
+    "load_checkpoint",
+    "refuse_hidden_state",
+    "save_checkpoint",
+]
 
 
 def save_checkpoint(
@@ -69,9 +77,11 @@ def load_checkpoint(
             f"cannot be read ({type(error).__name__}); delete it to begin anew"
         ) from error
     if found != settings:
+        names = [n for n in settings if settings[n] != found.get(n)]
+        wanted, got = ({n: s.get(n) for n in names} for s in (settings, found))
         raise ValueError(
-            f"path must be a checkpoint of a run with {settings}, got {path} "
-            f"of a run with {found}; take the same settings or another file"
+            f"path must be a checkpoint of a run with {wanted}, got {path} "
+            f"of a run with {got}; take the same settings or another file"
         )
     if state.keys() != parts.keys():
         raise ValueError(
@@ -116,3 +126,34 @@ def refuse_hidden_state(train_loader: Any) -> None:
             "train_loader must have no persistent workers, or a run that goes "
             "on would not know their state, got persistent_workers=True"
         )
+
+
+def describe_groups(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Say how each group of an optimizer learns, and what is in it.
+
+    Args:
+        model: The model that is trained.
+        optimizer: It has seen no step.
+
+    Returns:
+        A text for each group. It ends in a number that other parameters would
+        change.
+
+    Raises:
+        ValueError: A trainable parameter of the model is in no group.
+    """
+    name_of = {p: name for name, p in model.named_parameters()}
+    texts = []
+    for group in optimizer.param_groups:
+        names = [name_of.pop(p, "of no model") for p in group["params"]]
+        which = zlib.crc32(" ".join(names).encode())
+        texts.append(
+            f"lr {group['lr']}, weight decay {group['weight_decay']}, "
+            f"{len(names)} parameters {which:08x}"
+        )
+    for parameter, name in name_of.items():
+        if parameter.requires_grad:
+            raise ValueError(
+                f"groups must hold every trainable parameter, got no {name}"
+            )
+    return texts

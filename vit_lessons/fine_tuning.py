@@ -20,6 +20,7 @@ from vit_lessons.weights import Preprocessing, read_weights
 
 __all__ = [
     "HEADS",
+    "PREFIX_TOKENS",
     "TORCHVISION_NAMES",
     "LoadReport",
     "find_faults",
@@ -33,6 +34,9 @@ __all__ = [
 
 #: Parts that belong to the classes of a task, by timm's names.
 HEADS = ("head", "head_dist")
+
+#: Tokens that stand before the patches, by timm's names.
+PREFIX_TOKENS = ("cls_token", "dist_token")
 
 #: What torchvision calls a weight, and what timm and this course call it.
 #: linear_1 and linear_2 are the names in weights older than torchvision 0.14.
@@ -205,7 +209,9 @@ def find_faults(
             faults.append(f"{name} of {tensor.dtype} for {own[name].dtype}")
         elif tensor.is_meta or own[name].is_meta:
             faults.append(f"{name} on the meta device, without numbers")
-        elif not tensor.isfinite().all():
+        elif tensor.layout != own[name].layout:
+            faults.append(f"{name} of {tensor.layout}")
+        elif not tensor.to(own[name].dtype).isfinite().all():
             faults.append(f"{name} with numbers that are not finite")
     return faults
 
@@ -259,7 +265,13 @@ def load_pretrained(
         if not is_part_of(n, allow_unexpected)
     ]
     if "pos_embed" in taken and hasattr(model, "grid_size"):
+        tokens = sum(n in given for n in PREFIX_TOKENS)
         try:
+            if tokens != model.num_prefix_tokens:
+                raise ValueError(
+                    f"pos_embed with rows for {tokens} tokens before the "
+                    f"patches, and not {model.num_prefix_tokens}"
+                )
             table = fit_pos_embed(taken["pos_embed"], model, grid_size)
             taken["pos_embed"] = table
         except ValueError as error:
@@ -309,12 +321,13 @@ def learning_rate_groups(
     part_of: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters():
         parts = [part for part in learning_rates if is_part_of(name, [part])]
-        if not parts:
+        if parts:
+            part_of[parameter] = max(parts, key=len)
+        elif parameter.requires_grad:
             raise ValueError(
-                "learning_rates must hold every parameter, got "
+                "learning_rates must hold every trainable parameter, got "
                 f"{', '.join(learning_rates)}, without {name}"
             )
-        part_of[parameter] = max(parts, key=len)
     for part, rate in learning_rates.items():
         if part not in part_of.values() or not 0 < rate < math.inf:
             raise ValueError(
@@ -369,10 +382,19 @@ def layerwise_learning_rates(
         raise ValueError(f"decay must be in 0 < decay <= 1, got {decay}")
     parts = [name for name, _ in model.named_modules()]
     if blocks is None:
-        blocks = [n for n in parts if re.fullmatch(r"(.+\.)?blocks\.\d+", n)]
-    if not blocks or not {*blocks} <= {*parts}:
+        pattern = r"((?!blocks\.).)*blocks\.\d+"  # no blocks within blocks
+        blocks = [name for name in parts if re.fullmatch(pattern, name)]
+    is_nested = any(
+        a != b and is_part_of(a, [b]) for a in blocks for b in blocks
+    )
+    if (
+        not blocks
+        or is_nested
+        or [*blocks] != [b for b in parts if b in blocks]
+    ):
         raise ValueError(
-            f"blocks must be names of parts of the model, got {blocks}"
+            "blocks must be names of parts of the model in their order, each "
+            f"once and none within another, got {blocks}"
         )
     rates: dict[str, float] = {}
     place, last = 0, len(blocks) + 1

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import (
 from torch.utils.data import DataLoader
 
 from vit_lessons.checkpoint import (
+    describe_groups,
     load_checkpoint,
     refuse_hidden_state,
     save_checkpoint,
@@ -309,14 +310,10 @@ def fit(
         raise ValueError("train_loader must give at least one batch, got none")
     if groups is None:
         groups = parameter_groups(model, weight_decay)
-    held = {parameter for group in groups for parameter in group["params"]}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter not in held:
-            raise ValueError(
-                f"groups must hold every trainable parameter, got no {name}"
-            )
+    # The optimizer changes its groups, so it gets a copy.
+    groups = [{**group, "params": [*group["params"]]} for group in groups]
     optimizer = AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    described = describe_groups(model, optimizer)
     scheduler = warmup_cosine(optimizer, int(warmup * steps), steps)
     history = History()
     parts = {
@@ -330,7 +327,7 @@ def fit(
         "epochs": epochs,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
-        "rates": rates,
+        "groups": described,
         "warmup": warmup,
         "max_norm": max_norm,
         "seed": seed,

@@ -162,16 +162,24 @@ def _read_folder(folder: Path) -> Weights:
     for name in HUB_FILES:
         if (folder / name).is_file():
             config = folder / "config.json"
-            entries = {}
-            if config.is_file():
-                entries = json.loads(config.read_text("utf-8"))
             return Weights(
                 _read_file(folder / name),
-                _timm_preprocessing(entries.get("pretrained_cfg", {})),
+                _read_config(config) if config.is_file() else None,
             )
     raise ValueError(
         f"source must be a folder with {' or '.join(HUB_FILES)}, got {folder}"
     )
+
+
+def _read_config(path: Path) -> Preprocessing | None:
+    try:
+        config = json.loads(path.read_text("utf-8")).get("pretrained_cfg")
+        return None if config is None else _timm_preprocessing(config)
+    except Exception as error:
+        raise ValueError(
+            f"source must be a folder with timm's config.json, got {path}, "
+            f"which cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
@@ -185,9 +193,9 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     return Preprocessing(
         img_size=height,
         resize=math.floor(height / config["crop_pct"]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
+        mean=tuple(map(float, config["mean"])),
+        std=tuple(map(float, config["std"])),
+        interpolation=v2.InterpolationMode(config["interpolation"]).value,
     )
 
 

@@ -195,7 +195,7 @@ def test_a_file_without_tensors_by_name_is_refused(tmp_path, state, found):
 
 
 def test_a_dict_without_tensors_is_refused():
-    with pytest.raises(ValueError, match="source must .* got a dict with a, b"):
+    with pytest.raises(ValueError, match=r"source must .* got a dict with a, b"):
         read_weights({"a": torch.ones(2), "b": 3})
 
 
@@ -237,7 +237,7 @@ def test_the_checkpoint_of_timm_with_its_arguments_is_refused(tmp_path):
     args = argparse.Namespace(model="vit", lr=0.1)
     path = write_saver(None, tmp_path, args)
     with pytest.raises(
-        ValueError, match="(?s)cannot be read safely.*Namespace"
+        ValueError, match=r"(?s)cannot be read safely.*Namespace"
     ):
         read_weights(path)
 
@@ -259,7 +259,7 @@ def test_a_file_under_the_wrong_name_is_refused(tmp_path):
     write_bare({"a": torch.ones(2)}, tmp_path).rename(
         tmp_path / "b.safetensors"
     )
-    with pytest.raises(ValueError, match="b.safetensors, which cannot be read"):
+    with pytest.raises(ValueError, match=r"b\.safetensors, which cannot be read"):
         read_weights(tmp_path / "b.safetensors")
 
 

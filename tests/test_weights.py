@@ -195,7 +195,7 @@ def test_a_file_without_tensors_by_name_is_refused(tmp_path, state, found):
 
 
 def test_a_dict_without_tensors_is_refused():
-    with pytest.raises(ValueError, match=r"source must .* got a dict with a, b"):
+    with pytest.raises(ValueError, match=r"source must .*got a dict with a, b"):
         read_weights({"a": torch.ones(2), "b": 3})
 
 
@@ -259,7 +259,7 @@ def test_a_file_under_the_wrong_name_is_refused(tmp_path):
     write_bare({"a": torch.ones(2)}, tmp_path).rename(
         tmp_path / "b.safetensors"
     )
-    with pytest.raises(ValueError, match=r"b\.safetensors, which cannot be read"):
+    with pytest.raises(ValueError, match=r"b\.safetensors, which cannot be"):
         read_weights(tmp_path / "b.safetensors")
 
 

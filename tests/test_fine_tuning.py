@@ -1250,3 +1250,82 @@ def test_the_model_is_not_changed():
     learning_rate_groups(model, rates, 0.1)
     assert same(bits(model), bits(before))
     assert all(p.requires_grad for p in model.parameters())
+
+
+# Harder cases.
+
+
+def test_a_distilled_table_is_not_taken_for_a_plain_one():
+    """2 + 3 * 5 rows are as many as 1 + 4 * 4."""
+    theirs = of_timm(
+        name="deit_tiny_distilled_patch16_224", img_size=(24, 40)
+    ).state_dict()
+    parts = {"allow_unexpected": ("dist_token", "head_dist")}
+    refused(ours(img_size=32), theirs, "pos_embed", **parts)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"), [(torch.float16, 1e6), (torch.float32, 1e300)]
+)
+def test_a_number_too_large_for_the_model_is_named(dtype, number):
+    state = of_timm().state_dict()
+    state["norm.weight"] = torch.full((12,), number, dtype=torch.float64)
+    refused(ours().to(dtype), state, "got norm.weight")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.to_sparse, lambda t: t.to(torch.float8_e4m3fn)],
+    ids=["sparse", "float8"],
+)
+def test_a_tensor_of_an_unusual_kind_is_named(change):
+    state = of_timm().state_dict()
+    state["norm.weight"] = change(state["norm.weight"])
+    refused(ours(), state, "got norm.weight")
+
+
+def test_two_values_for_a_shared_weight_are_refused():
+    model = Tied()
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    load_pretrained(model, state)
+    state["head.weight"] += 1
+    refused(model, state, "head.weight")
+
+
+def test_the_weights_of_the_model_itself_can_be_the_source():
+    model = ours()
+    before = bits(model)
+    own = model.state_dict()
+    names = ("blocks.0.norm1.weight", "blocks.1.norm1.weight")
+    one, other = (own[n] for n in names)
+    load_pretrained(model, {**own, names[0]: other, names[1]: one})
+    after = bits(model)
+    assert torch.equal(after[names[0]], before[names[1]])
+    assert torch.equal(after[names[1]], before[names[0]])
+
+
+def test_a_frozen_parameter_needs_no_rate():
+    model = ours().requires_grad_(False)
+    model.head.requires_grad_(True)
+    checked(model, {"head": 0.1})
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        ["blocks.0", "blocks.0", "blocks.1"],
+        ["blocks", "blocks.0"],
+        ["blocks.0", "blocks.0.mlp", "blocks.1"],
+        ["blocks.1", "blocks.0"],
+    ],
+)
+def test_blocks_that_come_twice_or_in_the_wrong_order_are_refused(blocks):
+    with pytest.raises(ValueError, match="blocks must"):
+        layerwise_learning_rates(ours(), 0.1, 0.5, blocks=blocks)
+
+
+def test_blocks_within_blocks_take_one_step_together():
+    model = on_meta(timm.create_model, "crossvit_tiny_240")
+    rates = layerwise_learning_rates(model, 16.0, 0.5)
+    assert [rates[f"blocks.{i}"] for i in range(3)] == [2.0, 4.0, 8.0]
+    assert rates["head"] == 16.0

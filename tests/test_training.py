@@ -939,3 +939,65 @@ def test_a_checkpoint_of_other_rates_is_refused(tmp_path, other):
         run_with(other, checkpoint=tmp_path / "a.pt")
     with pytest.raises(ValueError, match="same settings or another file"):
         run(checkpoint=tmp_path / "a.pt")
+
+
+def test_fit_leaves_the_groups_of_the_caller_as_they_are():
+    model = tiny_vit()
+    groups = groups_of(model)
+    before = [{**group, "params": [*group["params"]]} for group in groups]
+    run(model=model, groups=groups)
+    assert [group.keys() for group in groups] == [g.keys() for g in before]
+    assert [group["lr"] for group in groups] == [g["lr"] for g in before]
+
+
+def test_a_second_run_with_the_same_groups_learns_too():
+    model = tiny_vit()
+    groups = groups_of(model)
+    _, first = run(model=model, groups=groups)
+    _, second = run(model=model, groups=groups)
+    assert not torch.equal(first, second)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_groups(tmp_path):
+    """Nobody builds them anew before the cell is run again."""
+    expected = run_with({}, epochs=3)
+    model = tiny_vit(dropout=0.1, drop_path=0.1)
+    options = {"epochs": 3, "checkpoint": tmp_path / "a.pt"}
+    options |= {"model": model, "groups": groups_of(model)}
+    with pytest.raises(Stop):
+        run(mix=stop_after(4), **options)
+    history, weights = run(**options)
+    assert history == expected[0]
+    assert torch.equal(weights, expected[1])
+
+
+def test_the_parameters_of_a_group_may_come_from_a_generator():
+    weights = []
+    for kind in (iter, list):
+        model = tiny_vit()
+        groups = [{"params": kind([*model.parameters()])}]
+        weights.append(run(model=model, groups=groups)[1])
+    assert torch.equal(*weights)
+
+
+def test_a_checkpoint_of_groups_with_another_decay_is_refused(tmp_path):
+    run_with({}, checkpoint=tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="same settings or another file"):
+        run_with({"weight_decay": 0.5}, checkpoint=tmp_path / "a.pt")
+
+
+def test_a_checkpoint_of_groups_of_other_parameters_is_refused(tmp_path):
+    """As many groups with as many parameters and the same rates."""
+
+    def groups_with(model, block):
+        own = [*model.blocks[block].parameters()]
+        rest = [p for p in model.parameters() if p not in {*own}]
+        return [{"params": rest, "lr": 1e-3}, {"params": own, "lr": 1e-2}]
+
+    model = tiny_vit(depth=2)
+    groups = groups_with(model, 0)
+    run(model=model, groups=groups, checkpoint=tmp_path / "a.pt")
+    model = tiny_vit(depth=2)
+    groups = groups_with(model, 1)
+    with pytest.raises(ValueError, match="or another file"):
+        run(model=model, groups=groups, checkpoint=tmp_path / "a.pt")

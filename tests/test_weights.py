@@ -628,3 +628,29 @@ def test_timm_gives_the_weights_of_its_cache_or_an_error(tmp_path):
     assert "Connect and try again, or download the file" in done.stdout
     assert "(0.5, 0.5, 0.5) 160" in done.stdout
     assert same(torch.load(tmp_path / "a.pt"), state)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "",
+        "[]",
+        "null",
+        '{"pretrained_cfg": []}',
+        {"pretrained_cfg": COMPLETE | {"input_size": [32, 32]}},
+        {"pretrained_cfg": COMPLETE | {"input_size": 32}},
+        {"pretrained_cfg": COMPLETE | {"crop_pct": "0.9"}},
+        {"pretrained_cfg": COMPLETE | {"mean": 0.5}},
+        {"pretrained_cfg": COMPLETE | {"mean": ["a", "b", "c"]}},
+        {"pretrained_cfg": COMPLETE | {"interpolation": "random"}},
+    ],
+    ids=str,
+)
+def test_metadata_that_are_broken_are_named(tmp_path, config):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        preprocessing_of(config, tmp_path)
+
+
+def test_a_folder_whose_metadata_are_null_has_none(tmp_path):
+    assert preprocessing_of({"pretrained_cfg": None}, tmp_path) is None

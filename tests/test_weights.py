@@ -415,7 +415,7 @@ def test_another_size_shows_the_same_share_of_the_image(size):
     assert mean < 12
 
 
-def test_a_gray_image_has_the_mean_taken_and_is_divided_by_std():
+def test_pixels_lose_the_mean_and_are_divided_by_std():
     image = BICUBIC.transform()(torch.full((3, 50, 60), 255, dtype=torch.uint8))
     expected = (1 - torch.tensor(BICUBIC.mean)) / torch.tensor(BICUBIC.std)
     assert image.shape == (3, 32, 32)
@@ -645,7 +645,7 @@ def test_timm_gives_the_weights_of_its_cache_or_an_error(tmp_path):
         {"pretrained_cfg": COMPLETE | {"mean": ["a", "b", "c"]}},
         {"pretrained_cfg": COMPLETE | {"interpolation": "random"}},
     ],
-    ids=str,
+    ids=range(11),
 )
 def test_metadata_that_are_broken_are_named(tmp_path, config):
     with pytest.raises(ValueError, match=r"config\.json"):

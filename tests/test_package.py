@@ -27,11 +27,13 @@ SUPPORT = {
     "checkpoint",
     "checks",
     "data",
+    "download",
     "models",
     "plotting",
     "procedural",
     "progress",
     "recorded",
+    "weights",
 }
 
 

@@ -1,10 +1,14 @@
 """Images that a rule draws."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 from vit_lessons.procedural import (
+    NEW_SHAPES,
     NOISE,
     SHAPES,
     TILE,
@@ -218,3 +222,169 @@ def test_a_shape_stands_anywhere(shapes):
     assert masks.any(0).all()
     often = masks.float().mean(0)
     assert (often[4:12, 4:12] > 0.2).all()
+
+
+# Shapes of other kinds, and at another size.
+
+
+def written_out(n, seed=0):
+    """The shapes of 16 x 16 pixels as they were first written."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003)
+
+    def uniform(low, high, axes=1):
+        shape = (1000, axes, 1, 1)
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    def coordinates(row, column):
+        centers = torch.arange(16) + 0.5
+        y = (centers[:, None] - row).expand(-1, -1, -1, 16)
+        x = (centers - column).expand(-1, -1, 16, -1)
+        return y, x
+
+    labels = torch.randint(4, (1000,), generator=generator)
+    r = uniform(3.5, 5.5)
+    turn = uniform(-math.pi / 9, math.pi / 9)
+    row, column = (r + (16 - 2 * r) * uniform(0, 1) for _ in range(2))
+    y, x = coordinates(row, column)
+    x, y = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
+    slope = math.sqrt(3) / 2
+    bars = [
+        torch.minimum(0.95 * r - along.abs(), 0.33 * r - across.abs())
+        for along, across in ((x, y), (y, x))
+    ]
+    edges = [
+        r - (x**2 + y**2).sqrt(),
+        0.8 * r - torch.maximum(x.abs(), y.abs()),
+        0.55 * r - torch.maximum(y, slope * x.abs() - 0.5 * y),
+        torch.maximum(*bars),
+    ]
+    edge = torch.stack(edges, dim=1)[torch.arange(1000), labels]
+    y, x = coordinates(uniform(0, 16), uniform(0, 16))
+    blob = uniform(1, 2) - (x**2 + y**2).sqrt()
+    images = uniform(0, 0.4, axes=3)
+    for what in (blob, edge):
+        color = uniform(0.5, 1, axes=3)
+        images = images + (what + 0.5).clamp(0, 1) * (color - images)
+    noise = torch.randn(images.shape, generator=generator)
+    return (images + 0.05 * noise).clamp(0, 1)[:n], labels[:n]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_shapes_of_16_pixels_are_what_they_were(seed):
+    images, labels = make_shapes(300, seed=seed)
+    expected_images, expected_labels = written_out(300, seed)
+    assert torch.equal(labels, expected_labels)
+    assert torch.equal(images, expected_images)
+    assert torch.equal(make_shapes(300, seed=seed, size=16)[0], images)
+    again = make_shapes(300, seed=seed, kinds=SHAPES)
+    assert torch.equal(again[0], images)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 24, 33])
+@pytest.mark.parametrize("kinds", [SHAPES, NEW_SHAPES, ("ring",)])
+def test_a_size_is_the_side_of_the_images(size, kinds):
+    images, labels = make_shapes(20, size=size, kinds=kinds)
+    assert images.shape == (20, 3, size, size)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < images.max() <= 1
+    assert 0 <= labels.min() <= labels.max() < len(kinds)
+
+
+def correlations(one, other):
+    """Of each image with the same one of the other."""
+    one, other = (
+        x.flatten(1) - x.flatten(1).mean(1, True) for x in (one, other)
+    )
+    return torch.cosine_similarity(one, other)
+
+
+@pytest.mark.parametrize("kinds", [SHAPES, NEW_SHAPES])
+@pytest.mark.parametrize("size", [32, 48, 64])
+def test_another_size_shows_the_same_scenes(size, kinds):
+    small, labels = make_shapes(300, seed=2, kinds=kinds)
+    large, large_labels = make_shapes(300, seed=2, size=size, kinds=kinds)
+    assert torch.equal(labels, large_labels)
+    shrunk = F.avg_pool2d(large, size // 16)
+    gap = (shrunk - small).abs().mean()
+    assert gap < 0.8 * NOISE * (1 + (16 / size) ** 2) ** 0.5 + 0.02
+    assert correlations(shrunk, small).min() > 0.8
+    for wrong in (large.flip(2), large.flip(3), large.transpose(2, 3)):
+        others = correlations(F.avg_pool2d(wrong, size // 16), small)
+        assert others.median() < 0.7
+
+
+def test_more_pixels_are_sharper():
+    """The edge stays one pixel wide, so half as wide in the scene."""
+    shares = []
+    for size in (16, 64):
+        images, _ = make_shapes(200, size=size, kinds=("square",))
+        mean = images.mean(1).flatten(1)
+        low, high = mean.median(1, True).values, mean.amax(1, True)
+        share = (mean - low) / (high - low)
+        shares.append(((share > 0.35) & (share < 0.65)).float().mean())
+    assert shares[1] < 0.6 * shares[0]
+
+
+def test_the_kinds_are_the_classes_in_their_order():
+    images, labels = make_shapes(300)
+    turned, turned_labels = make_shapes(300, kinds=SHAPES[::-1])
+    assert torch.equal(labels, turned_labels)  # the same random numbers
+    alone, _ = make_shapes(300, kinds=("cross",) * 4)
+    same = (images == alone).flatten(1).all(1)
+    assert torch.equal(same, labels == SHAPES.index("cross"))
+    same = (turned == alone).flatten(1).all(1)
+    assert torch.equal(same, labels == 3 - SHAPES.index("cross"))
+
+
+def bright_area(kind):
+    """Mean area of a shape, in pixels of 16 x 16, where edges are sharp."""
+    images, _ = make_shapes(500, size=64, kinds=(kind,))
+    ground = images.flatten(2).median(2).values[..., None, None]
+    bright = (images - ground).sum(1) > 0.3
+    return bright.sum((1, 2)).float().mean().item() / 16
+
+
+def test_the_areas_of_the_new_shapes_are_those_of_geometry():
+    square_of_radius = 4.5**2 + 2**2 / 12  # from 3.5 to 5.5 pixels
+    areas = {
+        "ring": math.pi * (1 - 0.45**2),
+        "half disc": math.pi / 2,
+        "diamond": 2.0,
+        "corner": 1.6**2 - 0.95**2,  # a square without one at its corner
+    }
+    extra = [
+        bright_area(kind) - area * square_of_radius
+        for kind, area in areas.items()
+    ]
+    # The same for all: the blob, of 1 to 2 pixels, and the edges.
+    assert 5 < min(extra) < max(extra) < min(extra) + 1
+
+
+@pytest.mark.parametrize("kinds", [NEW_SHAPES, SHAPES])
+def test_the_classes_can_be_told_apart(kinds):
+    """By the nearest of 4000 images, better than by chance, 25 percent."""
+    train, labels = make_shapes(4000, seed=1, kinds=kinds)
+    test, expected = make_shapes(300, seed=2, kinds=kinds)
+    nearest = torch.cdist(test.flatten(1), train.flatten(1)).argmin(1)
+    accuracy = (labels[nearest] == expected).float().mean()
+    assert accuracy > 0.4
+
+
+def test_old_and_new_shapes_have_other_names():
+    assert len({*SHAPES, *NEW_SHAPES}) == 8
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_size_that_makes_no_sense_is_refused(size):
+    with pytest.raises(ValueError, match=f"size must be positive, got {size}"):
+        make_shapes(5, size=size)
+
+
+@pytest.mark.parametrize(
+    "kinds", [(), [], ("disc", "star"), ("Disc",), "disc", ("disc", "")]
+)
+def test_unknown_kinds_are_refused(kinds):
+    with pytest.raises(
+        ValueError, match=r"some of disc, .*, ring, .*, corner, got "
+    ):
+        make_shapes(5, kinds=kinds)

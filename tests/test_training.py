@@ -799,3 +799,205 @@ def test_an_empty_history_cannot_be_drawn():
     with pytest.raises(ValueError, match="at least one epoch, got none"):
         History().plot()
     assert not plt.get_fignums()
+
+
+# Parameter groups with rates of their own.
+
+
+def groups_of(model, rate=1e-3, head=1e-2, weight_decay=0.05):
+    """Matrices and others, and the head with a rate of its own."""
+    heads = {*model.head.parameters()}
+    groups = []
+    for group in parameter_groups(model, weight_decay):
+        rest = [p for p in group["params"] if p not in heads]
+        own = [p for p in group["params"] if p in heads]
+        groups.append({**group, "params": rest, "lr": rate})
+        groups.append({**group, "params": own, "lr": head})
+    return groups
+
+
+def run_with(group_options, **options):
+    model = tiny_vit(dropout=0.1, drop_path=0.1)
+    groups = groups_of(model, **group_options)
+    return run(model=model, groups=groups, **options)
+
+
+def test_the_default_groups_are_those_of_parameter_groups():
+    model = tiny_vit(dropout=0.1, drop_path=0.1)
+    history, weights = run(model=model, groups=parameter_groups(model, 0.05))
+    expected_history, expected = run()
+    assert history == expected_history
+    assert torch.equal(weights, expected)
+
+
+def test_a_part_with_a_tiny_rate_hardly_moves():
+    moved = {}
+    for head in (1e-9, 1e-2):
+        model = tiny_vit()
+        before = copy.deepcopy(model)
+        run(model=model, groups=groups_of(model, head=head))
+        pairs = zip(model.named_parameters(), before.parameters(), strict=True)
+        gaps = {n: (p - q).abs().max().item() for (n, p), q in pairs}
+        moved[head] = gaps["head.weight"], gaps["blocks.0.mlp.fc1.weight"]
+    assert moved[1e-9][0] < 1e-7 < 1e-2 < moved[1e-2][0]
+    assert min(body for _, body in moved.values()) > 1e-5
+
+
+def test_fit_with_groups_is_the_loop_of_its_parts():
+    history, weights = run_with({"head": 0.02}, seed=5, warmup=0.5)
+    model = tiny_vit(dropout=0.1, drop_path=0.1)
+    train, test = loaders()
+    optimizer = AdamW(groups_of(model, head=0.02))
+    scheduler = warmup_cosine(optimizer, 3, 6)  # half of 6 steps
+    for epoch in range(2):
+        torch.manual_seed(5 * 1_000_003 + epoch)
+        loss = train_one_epoch(model, train, optimizer, scheduler)
+        assert history.train_loss[epoch] == loss
+        evaluate(model, test)
+    expected = torch.nn.utils.parameters_to_vector(model.parameters())
+    assert torch.equal(weights, expected)
+
+
+def test_a_group_without_rate_or_decay_has_those_of_the_run():
+    for options in ({"learning_rate": 3e-3}, {"weight_decay": 0.5}):
+        weights = []
+        for own in ({}, {"lr": 1e-3, "weight_decay": 0.05}):
+            model = tiny_vit()
+            groups = [{"params": [*model.parameters()], **own}]
+            weights.append(run(model=model, groups=groups, **options)[1])
+        assert not torch.equal(*weights)
+        model = tiny_vit()
+        own = {"lr": 1e-3, "weight_decay": 0.05}
+        own["lr"] = options.get("learning_rate", 1e-3)
+        own["weight_decay"] = options.get("weight_decay", 0.05)
+        groups = [{"params": [*model.parameters()], **own}]
+        assert torch.equal(run(model=model, groups=groups)[1], weights[0])
+
+
+@pytest.mark.parametrize("forgotten", ["cls_token", "head.bias"])
+def test_a_forgotten_parameter_is_refused_before_the_first_step(forgotten):
+    model = tiny_vit()
+    before = copy.deepcopy(model.state_dict())
+    some = [p for n, p in model.named_parameters() if n != forgotten]
+    with pytest.raises(ValueError, match=f"parameter, got no {forgotten}$"):
+        run(model=model, groups=[{"params": some}])
+    for name, value in model.state_dict().items():
+        assert value.equal(before[name])
+
+
+def test_no_group_is_refused():
+    with pytest.raises(ValueError, match="trainable parameter, got no cls_t"):
+        run(groups=[])
+
+
+def test_frozen_parameters_need_no_group():
+    model = tiny_vit()
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    run(model=model, groups=[{"params": [*model.head.parameters()]}])
+    changed = {
+        n for n, t in model.state_dict().items() if not t.equal(before[n])
+    }
+    assert changed == {"head.weight", "head.bias"}
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(batches):
+    left = batches
+
+    def mix(images, labels):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Stop
+        return images, labels
+
+    return mix
+
+
+@pytest.mark.parametrize("batches", [3, 4, 7])
+def test_a_run_with_groups_goes_on_bit_for_bit(tmp_path, batches):
+    options = {"epochs": 4, "checkpoint": tmp_path / "a.pt"}
+    expected = run_with({"head": 0.02}, epochs=4)
+    with pytest.raises(Stop):
+        run_with({"head": 0.02}, mix=stop_after(batches), **options)
+    history, weights = run_with({"head": 0.02}, **options)
+    assert history == expected[0]
+    assert torch.equal(weights, expected[1])
+
+
+@pytest.mark.parametrize(
+    "other", [{"head": 0.03}, {"rate": 2e-3}, {"rate": 1e-2, "head": 1e-3}]
+)
+def test_a_checkpoint_of_other_rates_is_refused(tmp_path, other):
+    run_with({}, checkpoint=tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="same settings or another file"):
+        run_with(other, checkpoint=tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="same settings or another file"):
+        run(checkpoint=tmp_path / "a.pt")
+
+
+def test_fit_leaves_the_groups_of_the_caller_as_they_are():
+    model = tiny_vit()
+    groups = groups_of(model)
+    before = [{**group, "params": [*group["params"]]} for group in groups]
+    run(model=model, groups=groups)
+    assert [group.keys() for group in groups] == [g.keys() for g in before]
+    assert [group["lr"] for group in groups] == [g["lr"] for g in before]
+
+
+def test_a_second_run_with_the_same_groups_learns_too():
+    model = tiny_vit()
+    groups = groups_of(model)
+    _, first = run(model=model, groups=groups)
+    _, second = run(model=model, groups=groups)
+    assert not torch.equal(first, second)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_groups(tmp_path):
+    """Nobody builds them anew before the cell is run again."""
+    expected = run_with({}, epochs=3)
+    model = tiny_vit(dropout=0.1, drop_path=0.1)
+    options = {"epochs": 3, "checkpoint": tmp_path / "a.pt"}
+    options |= {"model": model, "groups": groups_of(model)}
+    with pytest.raises(Stop):
+        run(mix=stop_after(4), **options)
+    history, weights = run(**options)
+    assert history == expected[0]
+    assert torch.equal(weights, expected[1])
+
+
+def test_the_parameters_of_a_group_may_come_from_a_generator():
+    weights = []
+    for kind in (iter, list):
+        model = tiny_vit()
+        groups = [{"params": kind([*model.parameters()])}]
+        weights.append(run(model=model, groups=groups)[1])
+    assert torch.equal(*weights)
+
+
+def test_a_checkpoint_of_groups_with_another_decay_is_refused(tmp_path):
+    run_with({}, checkpoint=tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="same settings or another file"):
+        run_with({"weight_decay": 0.5}, checkpoint=tmp_path / "a.pt")
+
+
+def test_a_checkpoint_of_groups_of_other_parameters_is_refused(tmp_path):
+    """As many groups with as many parameters and the same rates."""
+
+    def groups_with(model, block):
+        own = [*model.blocks[block].parameters()]
+        rest = [p for p in model.parameters() if p not in {*own}]
+        return [{"params": rest, "lr": 1e-3}, {"params": own, "lr": 1e-2}]
+
+    model = tiny_vit(depth=2)
+    groups = groups_with(model, 0)
+    run(model=model, groups=groups, checkpoint=tmp_path / "a.pt")
+    model = tiny_vit(depth=2)
+    groups = groups_with(model, 1)
+    with pytest.raises(ValueError, match="or another file"):
+        run(model=model, groups=groups, checkpoint=tmp_path / "a.pt")

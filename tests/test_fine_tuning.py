@@ -1041,7 +1041,10 @@ def test_the_order_of_the_rates_does_not_matter():
 @pytest.mark.parametrize(
     ("rates", "said"),
     [
-        ({"head": 0.1}, "hold every parameter, got head, without cls_token"),
+        (
+            {"head": 0.1},
+            "hold every trainable parameter, got head, without cls_token",
+        ),
         ({}, "got , without cls_token"),
         ({"": 0.1, "haed": 0.2}, "got 0.2 for 'haed'"),
         ({"": 0.1, "head.": 0.2}, "got 0.2 for 'head.'"),
@@ -1220,13 +1223,15 @@ def test_a_decay_out_of_its_range_is_refused(decay):
     "blocks", [[], ["blocks.0", "blocks.2"], ["block"], "blocks.0", ["blocks."]]
 )
 def test_blocks_that_the_model_does_not_have_are_refused(blocks):
-    with pytest.raises(ValueError, match="parts of the model, got"):
+    with pytest.raises(ValueError, match="must be names of parts of the model"):
         layerwise_learning_rates(ours(), 0.1, 0.5, blocks=blocks)
 
 
 def test_a_model_without_blocks_is_refused():
     for model in (torchvision.models.resnet18(), SmallCNN(), nn.Linear(2, 2)):
-        with pytest.raises(ValueError, match=r"parts of the model, got \[\]"):
+        with pytest.raises(
+            ValueError, match=r"parts of the model .*, got \[\]"
+        ):
             layerwise_learning_rates(model, 0.1, 0.5)
 
 
@@ -1273,35 +1278,17 @@ def test_a_number_too_large_for_the_model_is_named(dtype, number):
     refused(ours().to(dtype), state, "got norm.weight")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [torch.Tensor.to_sparse, lambda t: t.to(torch.float8_e4m3fn)],
-    ids=["sparse", "float8"],
-)
-def test_a_tensor_of_an_unusual_kind_is_named(change):
+def test_a_sparse_tensor_is_named():
     state = of_timm().state_dict()
-    state["norm.weight"] = change(state["norm.weight"])
-    refused(ours(), state, "got norm.weight")
+    state["norm.weight"] = state["norm.weight"].to_sparse()
+    refused(ours(), state, "got norm.weight of torch.sparse")
 
 
-def test_two_values_for_a_shared_weight_are_refused():
-    model = Tied()
-    state = {n: t.clone() for n, t in model.state_dict().items()}
+def test_a_tensor_of_eight_bits_is_loaded():
+    model, state = ours(), of_timm().state_dict()
+    state["norm.weight"] = state["norm.weight"].to(torch.float8_e4m3fn)
     load_pretrained(model, state)
-    state["head.weight"] += 1
-    refused(model, state, "head.weight")
-
-
-def test_the_weights_of_the_model_itself_can_be_the_source():
-    model = ours()
-    before = bits(model)
-    own = model.state_dict()
-    names = ("blocks.0.norm1.weight", "blocks.1.norm1.weight")
-    one, other = (own[n] for n in names)
-    load_pretrained(model, {**own, names[0]: other, names[1]: one})
-    after = bits(model)
-    assert torch.equal(after[names[0]], before[names[1]])
-    assert torch.equal(after[names[1]], before[names[0]])
+    assert torch.equal(model.norm.weight, state["norm.weight"].double())
 
 
 def test_a_frozen_parameter_needs_no_rate():

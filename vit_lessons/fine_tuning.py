@@ -265,12 +265,12 @@ def load_pretrained(
         if not is_part_of(n, allow_unexpected)
     ]
     if "pos_embed" in taken and hasattr(model, "grid_size"):
-        tokens = sum(n in given for n in PREFIX_TOKENS)
+        tokens = [n for n in PREFIX_TOKENS if n in given]
         try:
-            if tokens != model.num_prefix_tokens:
+            if tokens and len(tokens) != model.num_prefix_tokens:
                 raise ValueError(
-                    f"pos_embed with rows for {tokens} tokens before the "
-                    f"patches, and not {model.num_prefix_tokens}"
+                    f"pos_embed must have {model.num_prefix_tokens} + N rows, "
+                    f"got those of {' and '.join(tokens)} and the patches"
                 )
             table = fit_pos_embed(taken["pos_embed"], model, grid_size)
             taken["pos_embed"] = table

@@ -128,8 +128,8 @@ NUMBER_LOST = (
     "The number of a block gets lost: encoder_layer_1 becomes blocks.1."
 )
 ONE_DIGIT = (
-    "The number of a block may have two digits: encoder_layer_11 becomes "
-    "blocks.11, so write \\d+ for it, not \\d."
+    "The number of a block may have two digits: encoder_layer_1 is the start "
+    "of encoder_layer_11, too, so read \\d+ up to the dot."
 )
 OLD_NAMES = (
     "The names of older weights are not known: mlp.linear_1 is what mlp.0 is "
@@ -273,7 +273,7 @@ def _vit(depth: int = 1, frozen: str | None = None) -> nn.Module:
 def _layers() -> nn.Module:
     """A model that has no parameter of its own, as cls_token is one."""
     model = nn.Module()
-    model.patch_embed = nn.Conv2d(1, 2, 2)
+    model.patch_embed = nn.Conv2d(1, 3, 2)
     model.blocks = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model.norm = nn.LayerNorm(2)
     model.head = nn.Linear(2, 2)
@@ -494,6 +494,7 @@ LEARNING_RATE_GROUPS = ObservedExercise(
             {"blocks": 0.5, "blocks.0.attn": 1.0, "blocks.0": 0.75, "": 0.25},
             "The longest of three names that hold a parameter counts: "
             "max(parts, key=len).",
+            model=functools.partial(_vit, 2),
         ),
         _group_case(
             "a convolutional network",
@@ -575,7 +576,9 @@ def _observe_rates(
     }
     return {
         "without a rate": _join(n for n in names if n not in part_of),
-        "of no parameter": _join(p for p in rates if p not in part_of.values()),
+        "of no parameter": _join(
+            repr(part) for part in rates if part not in part_of.values()
+        ),
         **{
             f"rate of {n}": rates[part_of[n]] if n in part_of else None
             for n in names

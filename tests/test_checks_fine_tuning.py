@@ -955,7 +955,7 @@ def test_a_second_call_with_the_same_arguments_must_give_the_same():
     assert "keeps something from one call to the next" in cause
 
 
-@pytest.mark.parametrize(("name", "candidate"), RIGHT)
+@pytest.mark.parametrize(("name", "candidate"), RIGHT[1::4])
 def test_check_leaves_the_random_state_as_it_was(name, candidate):
     before = torch.get_rng_state()
     check(name, candidate)
@@ -967,5 +967,5 @@ def test_check_leaves_the_random_state_as_it_was(name, candidate):
 )
 def test_check_answers_the_same_under_the_readers_settings(context):
     with context():
-        for name, candidate in RIGHT[::3]:
+        for name, candidate in RIGHT[::4]:
             assert check(name, candidate).passed

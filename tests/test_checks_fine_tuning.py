@@ -778,7 +778,7 @@ RATES = [
     (all_inputs(lambda n: 0), "The patch embedding has the full rate"),
     (
         layerwise(rate=lambda lr, decay, steps: lr * (1 - decay) ** steps),
-        "1 - decay is the factor",
+        "The factor is 1 - decay",
     ),
     (layerwise(block=lambda i, n: 1), "All blocks have the same rate"),
     (

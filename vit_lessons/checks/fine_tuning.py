@@ -715,7 +715,7 @@ def _rate_forms() -> Iterator[WrongForm]:
             _input(_none),
         ),
         Mistake(
-            "1 - decay is the factor: from a block to the one before it the "
+            "The factor is 1 - decay: from a block to the one before it the "
             "rate is multiplied by decay itself.",
             {"factor": lambda decay: 1 - decay},
         ),

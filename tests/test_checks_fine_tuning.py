@@ -374,19 +374,30 @@ def numbers_from_one(state_dict):
     }
 
 
+def one_block_alone(state_dict):
+    assert not any("encoder_layer_1" in name for name in state_dict)
+    return replacing()(state_dict)
+
+
 def linear_is_unknown(state_dict):
     assert not any("linear_" in name for name in state_dict)
     return replacing()(state_dict)
 
 
-def drops_the_unknown(state_dict):
-    known = {n: x for n, x in state_dict.items() if "temp" not in n}
-    known = {n: x for n, x in known.items() if "scale" not in n}
-    return replacing()(known)
+def drops(words):
+    """Weights whose names match are left out without a word."""
+
+    def candidate(state_dict):
+        known = {
+            n: state_dict[n] for n in state_dict if not re.search(words, n)
+        }
+        return replacing()(known)
+
+    return candidate
 
 
 def keeps_the_unknown(state_dict):
-    renamed = drops_the_unknown(state_dict)
+    renamed = drops("temperature|scale")(state_dict)
     return renamed | {n: x for n, x in state_dict.items() if "temp" in n}
 
 
@@ -445,11 +456,14 @@ NAMES_OF_WEIGHTS = [
     ),
     (numbers_from_one, "The blocks have another name"),
     (number_forgotten, "The number of a block gets lost"),
+    (one_block_alone, "The number of a block gets lost"),
     (first_block_that_fits, "may have two digits"),
     (one_digit_matched, "may have two digits"),
     (linear_is_unknown, "The names of older weights"),
     (replacing(("linear_", "linear")), "The names of older weights"),
-    (drops_the_unknown, "raise a ValueError"),
+    (drops("temperature|scale"), "raise a ValueError"),
+    (drops("temperature"), "raise a ValueError"),
+    (drops("scale"), "raise a ValueError"),
     (keeps_the_unknown, "raise a ValueError"),
     (replacing(put=transposes), "A tensor changes"),
     (replacing(put=queries_alone), "A tensor changes"),
@@ -500,6 +514,16 @@ def with_blocks(model, learning_rates, weight_decay):
     return grouping()(model, learning_rates, weight_decay)
 
 
+def refusing_unused_rates(choose):
+    def candidate(model, learning_rates, weight_decay):
+        groups = grouping(choose=choose)(model, learning_rates, weight_decay)
+        if {g["lr"] for g in groups} != {*learning_rates.values()}:
+            raise ValueError("a rate is not used")
+        return groups
+
+    return candidate
+
+
 def a_group_for_each_part(model, learning_rates, weight_decay):
     groups = []
     for part, rate in learning_rates.items():
@@ -538,6 +562,8 @@ GROUPS = [
     ),
     (grouping(choose=lambda parts: parts[0]), "the first in learning_rates"),
     (grouping(choose=lambda parts: parts[-1]), "the last in learning_rates"),
+    (refusing_unused_rates(lambda parts: parts[0]), "the first in learning"),
+    (refusing_unused_rates(lambda parts: parts[-1]), "the last in learning"),
     (grouping(choose=min), "the shortest counts"),
     (
         grouping(choose=lambda parts: next(filter(None, parts), "")),
@@ -805,6 +831,7 @@ RATES = [
     (layerwise(check=lambda decay: 0 < decay < 1), "decay=1 is refused"),
     (layerwise(check=lambda decay: True), "raise a ValueError"),
     (layerwise(check=lambda decay: decay > 0), "raise a ValueError"),
+    (layerwise(check=lambda decay: decay <= 1), "raise a ValueError"),
     (without_blocks, "A model without blocks is accepted"),
     (layerwise(less=["cls_token"]), "A parameter has no rate"),
     (layerwise(less=["norm", "head"]), "A parameter has no rate"),

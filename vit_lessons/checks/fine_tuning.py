@@ -749,7 +749,6 @@ LAYERWISE_LEARNING_RATES = ObservedExercise(
     layerwise_learning_rates,
     cases=(
         _rate_case("three blocks"),
-        _rate_case("one block", depth=1),
         _rate_case(
             "another learning rate",
             "learning_rate is not used: it is the full rate, that of the head.",

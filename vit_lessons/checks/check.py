@@ -8,6 +8,7 @@ from vit_lessons.checks import (
     attention,
     class_token,
     encoder_block,
+    fine_tuning,
     hybrid,
     inductive_bias,
     mlp,
@@ -33,6 +34,7 @@ _EXERCISES: dict[str, Exercise] = {
         training,
         inductive_bias,
         hybrid,
+        fine_tuning,
     )
     for exercise in chapter.EXERCISES
 }

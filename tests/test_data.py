@@ -15,7 +15,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-import vit_lessons.data as data_module
+from vit_lessons import download
 from vit_lessons.data import (
     DatasetError,
     ImageDataset,
@@ -321,7 +321,7 @@ def timeout():
 def test_a_server_that_never_answers_is_given_up(
     server, tmp_path, monkeypatch, timeout
 ):
-    monkeypatch.setattr(data_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{port}/a.tar.gz")

@@ -237,7 +237,7 @@ def test_the_checkpoint_of_timm_with_its_arguments_is_refused(tmp_path):
     args = argparse.Namespace(model="vit", lr=0.1)
     path = write_saver(None, tmp_path, args)
     with pytest.raises(
-        ValueError, match=r"(?s)cannot be read safely.*Namespace"
+        ValueError, match=r"cannot be read safely \(UnpicklingError\)"
     ):
         read_weights(path)
 
@@ -625,7 +625,7 @@ def test_timm_gives_the_weights_of_its_cache_or_an_error(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "vit_small_patch16_224 could not be downloaded" in done.stdout
-    assert "Connect and try again, or download the file" in done.stdout
+    assert "Connect and try again" in done.stdout
     assert "(0.5, 0.5, 0.5) 160" in done.stdout
     assert same(torch.load(tmp_path / "a.pt"), state)
 

@@ -125,7 +125,7 @@ def fit_pos_embed(
         pos_embed: The table of other weights.
         model: It has grid_size, (gh, gw), and num_prefix_tokens.
         grid_size: Patches down and across of the table. None stands for a
-            square.
+            square, or for the model's grid if the places make no square.
 
     Shape:
         pos_embed: (1, num_prefix_tokens + N, D) -> the same with N = gh * gw
@@ -237,8 +237,8 @@ def load_pretrained(
             weights: see read_weights.
         new_head: The task has other classes: leave out the head of the
             source. The model keeps its own.
-        grid_size: Patches down and across of the source's position table.
-            None stands for a square.
+        grid_size: Patches down and across of the source's position table:
+            see fit_pos_embed.
         allow_missing: Parts of the model that the source need not have, for
             example "dist_token". They keep their values.
         allow_unexpected: Parts of the source that the model need not have.
@@ -361,7 +361,8 @@ def layerwise_learning_rates(
     registered between two blocks goes with the second one.
 
     Args:
-        model: Registers its parts in the order in which it computes.
+        model: Registers its parts in the order in which it computes. Tensors
+            that are its own, such as the class token, always come first.
         learning_rate: The full rate.
         decay: Factor from a block to the one before it, in 0 < decay <= 1.
         blocks: Names of the blocks, from the input on. None takes all parts

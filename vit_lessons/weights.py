@@ -92,9 +92,9 @@ def read_weights(source: str | Path | Mapping[str, Tensor]) -> Weights:
 
     Args:
         source: One of these:
-            a state dict;
-            a file: safetensors if its name ends so, else one of torch.save,
-            with a state dict, alone or under "model" or "state_dict";
+            a state dict, alone or under "model" or "state_dict";
+            a file with one: safetensors if its name ends so, else one of
+            torch.save;
             a folder as timm.models.save_for_hf writes it;
             "torchvision/NAME", for example "torchvision/vit_b_16", or
             "torchvision/NAME.WEIGHTS" if there are several;
@@ -123,6 +123,10 @@ def read_weights(source: str | Path | Mapping[str, Tensor]) -> Weights:
 
 
 def _tensors(name: str, state: Any) -> dict[str, Tensor]:
+    """The state dict in what was read, which may be more than that."""
+    if isinstance(state, Mapping):
+        entries = [state[n] for n in ENTRIES if n in state]
+        state = next((e for e in entries if isinstance(e, Mapping)), state)
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor)
         for key, value in state.items()
@@ -148,13 +152,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise ValueError(
             f"source must be a file of tensors, got {path}, which cannot be "
-            f"read safely ({type(error).__name__}: {error})"
+            f"read safely ({type(error).__name__})"
         ) from error
-    if isinstance(state, Mapping):
-        for entry in ENTRIES:
-            if isinstance(state.get(entry), Mapping):
-                state = state[entry]
-                break
     return _tensors(str(path), state)
 
 
@@ -257,6 +256,6 @@ def _downloading(name: str) -> Iterator[None]:
     except Exception as error:
         raise WeightsError(
             f"{name} could not be downloaded ({type(error).__name__}: "
-            f"{error}). Connect and try again, or download the file "
-            "elsewhere and give its path as source"
+            f"{error}). Connect and try again; delete the file if it is there "
+            "and damaged; or download it elsewhere and give its path as source"
         ) from error

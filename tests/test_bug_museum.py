@@ -1566,6 +1566,7 @@ def all_tokens_have_the_smallest_rate(make_rates):
     model = fresh(VisionTransformerDistilled)
     rates = make_rates(model, 1e-3, 0.75)
     smallest = rate_of(model, rates, "patch_embed.proj.weight")
+    assert smallest < rate_of(model, rates, "head.weight")
     for name in "cls_token", "pos_embed", "dist_token":
         assert rate_of(model, rates, name) == smallest
 

@@ -20,13 +20,20 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from oracles import has_all_gradients, random, randomize, tokens_that_change
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer as timm_vit
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
+from torchvision.models import VisionTransformer as torchvision_vit
+from torchvision.models import vit_b_16
 from torchvision.transforms import v2
 
 from vit_lessons import (
+    VIT_PRESETS,
+    ConvStem,
     EncoderBlock,
+    HybridVisionTransformer,
     Mlp,
     MultiHeadSelfAttention,
     PatchEmbed,
@@ -35,6 +42,10 @@ from vit_lessons import (
     equivariance_error,
     evaluate,
     fit,
+    is_part_of,
+    layerwise_learning_rates,
+    learning_rate_groups,
+    load_pretrained,
     parameter_groups,
     patchify,
     place_images,
@@ -48,6 +59,7 @@ from vit_lessons import (
     warmup_cosine,
 )
 from vit_lessons.data import ImageDataset, load_photograph, split_digits
+from vit_lessons.weights import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "book" / "bug_museum.md").read_text(encoding="utf-8")
@@ -1237,6 +1249,343 @@ def accuracies_of_shuffled_digits() -> list[str]:
     return [percent(accuracy(form)) for form in forms]
 
 
+# --- Chapter 10: hybrid ------------------------------------------------
+
+
+def train_the_head_of_a_frozen_model(model, loader):
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    # wrong: batch norm still moves
+    fit(model, loader, loader, epochs=1)
+
+
+def train_the_head_on_features(model: nn.Module, loader: DataLoader) -> None:
+    head, model.head = model.head, nn.Identity()
+    model.eval()
+    with torch.no_grad():
+        features = [(model(images), labels) for images, labels in loader]
+    model.head = head
+    fit(head, features, features, epochs=1)
+
+
+def the_frozen_part_computes_what_it_did(train):
+    model, images = small(HybridVisionTransformer), random(2, 3, 8, 12)
+    head, before = model.head.weight.clone(), model.forward_features(images)
+    train(model, some_batches())
+    assert not model.head.weight.equal(head)
+    assert_equal(model.eval().forward_features(images), before)
+
+
+@torch.no_grad()
+def what_batch_norm_forgets() -> list[str]:
+    """In 22 batches: of an average, and of the tokens of a photograph."""
+    norm = nn.BatchNorm2d(1)
+    norm.running_mean.fill_(1)
+    stem = fresh_stem()
+    china, flower = photographs().double().split(1)
+    for layer in stem.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0  # keep the next batch alone
+    stem.train()(china)
+    before = stem.eval()(china)
+    for layer in stem.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = norm.momentum
+    stem.train()
+    for _ in range(22):
+        norm(torch.zeros(2, 1, 1, 1))
+        stem(flower)
+    change = miss(stem.eval()(china), before)
+    return [percent(norm.running_mean.item(), 0), f"{change:.1f}"]
+
+
+def fresh_stem() -> nn.Module:
+    torch.manual_seed(0)
+    return ConvStem(16, 3, 64).double().eval()
+
+
+def shift_error_of_whole_tokens(embed):
+    x = photographs().double()
+    shift = partial(torch.roll, shifts=8, dims=3)
+    # wrong: a constant does not move
+    return equivariance_error(embed, x, shift, lambda tokens: tokens)
+
+
+def shift_error_of_differences(embed: nn.Module) -> float:
+    def differences(images: Tensor) -> Tensor:
+        tokens = embed(images)
+        return tokens - tokens.mean(dim=1, keepdim=True)
+
+    return shift_error_of_whole_tokens(differences)
+
+
+def a_constant_in_each_token_does_not_count(error_of):
+    embed = randomize(PatchEmbed(16, 3, 8))
+    before = error_of(embed)
+    with torch.no_grad():
+        embed.proj.bias += 10
+    assert abs(error_of(embed) - before) < 1e-10
+
+
+def shift_errors_of_a_fresh_stem() -> list[str]:
+    stem = fresh_stem()
+    forms = shift_error_of_whole_tokens, shift_error_of_differences
+    return [percent(form(stem), 0) for form in forms]
+
+
+# --- Chapter 11: fine-tuning -------------------------------------------
+
+
+def load_without_strict(model, weights):
+    # wrong: says nothing if none fits
+    model.load_state_dict(weights, strict=False)
+
+
+def the_weights_arrive_or_are_refused(load):
+    source, model = small(VisionTransformer), fresh(VisionTransformer)
+    weights = source.state_dict()
+    weights = {f"model.{name}": weights[name] for name in weights}
+    try:
+        load(model, weights)
+    except ValueError:
+        return
+    images = random(2, 3, 8, 12)
+    assert_equal(model(images), source(images))
+
+
+def tensors_that_a_prefix_keeps_out() -> list[str]:
+    with torch.device("meta"):
+        model = VisionTransformer()
+    weights = {f"model.{n}": t for n, t in model.state_dict().items()}
+    missing, _ = model.load_state_dict(weights, strict=False)
+    return [f"{len(weights) - len(missing)}", f"{len(weights)}"]
+
+
+def load_what_fits(model, weights):
+    own = model.state_dict()
+    # wrong: leaves out the rest
+    fitting = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name in own and tensor.shape == own[name].shape
+    }
+    model.load_state_dict(fitting, strict=False)
+
+
+def every_weight_is_loaded_or_there_is_an_error(load):
+    plain, model = small(timm_vit), fresh(VisionTransformerDistilled)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    try:
+        load(model, plain.state_dict())
+    except ValueError:
+        return
+    after = model.state_dict()
+    assert [name for name in after if after[name].equal(before[name])] == []
+
+
+def what_stays_random_in_a_distilled_model() -> list[str]:
+    with torch.device("meta"):
+        plain = timm.create_model("deit_base_patch16_224")
+        model = timm.create_model("deit_base_distilled_patch16_224")
+    weights, own = plain.state_dict(), model.state_dict()
+    left = [
+        own[name].numel()
+        for name in own
+        if name not in weights or weights[name].shape != own[name].shape
+    ]
+    rows = [f"{m.pos_embed.shape[1]}" for m in (plain, model)]
+    return [*rows, f"{len(left)}", f"{len(own)}", f"{sum(left):,}"]
+
+
+def groups_of_encoder_and_heads(model):
+    # wrong: two parts are in neither
+    return [
+        {"params": list(model.encoder.parameters()), "lr": 1e-4},
+        {"params": list(model.heads.parameters()), "lr": 1e-3},
+    ]
+
+
+def groups_of_all_parts(model: nn.Module) -> list[dict]:
+    return learning_rate_groups(model, {"": 1e-4, "heads": 1e-3}, 0.05)
+
+
+def every_parameter_is_in_one_group(make_groups):
+    model = torchvision_vit(32, 8, 2, 4, 48, 96)
+    groups = make_groups(model)
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+
+
+def numbers_in_no_group() -> list[str]:
+    with torch.device("meta"):
+        model = vit_b_16()
+    groups = groups_of_encoder_and_heads(model)
+    held = {p for group in groups for p in group["params"]}
+    left = sum(p.numel() for p in model.parameters() if p not in held)
+    return [f"{left:,}", parameters(vit_b_16)]
+
+
+def normalize_as_usual(images, preprocessing):
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    # wrong: not of these weights
+    return v2.functional.normalize(images, mean, std)
+
+
+def prepare_as_expected(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    return preprocessing.transform()(images)
+
+
+def preprocessing_of(name: str) -> Preprocessing:
+    """What timm says of its weights."""
+    config = timm.get_pretrained_cfg(name)
+    size = config.input_size[1]
+    resize = int(size / config.crop_pct)
+    return Preprocessing(
+        size, resize, config.mean, config.std, config.interpolation
+    )
+
+
+def the_mean_of_the_weights_becomes_0(prepare):
+    for name in "vit_small_patch16_224", "deit_small_patch16_224":
+        preprocessing = preprocessing_of(name)
+        mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
+        std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
+        images = torch.cat([mean, mean + std]).expand(2, 3, 224, 224)
+        zeros, ones = prepare(images, preprocessing)
+        assert zeros.abs().max() < 1e-5
+        assert (ones - 1).abs().max() < 1e-5
+
+
+def effect_of_another_normalization() -> list[str]:
+    preprocessing = preprocessing_of("vit_small_patch16_224")
+    images = (photographs() + 1) / 2  # in [0, 1]
+    wrong = normalize_as_usual(images, preprocessing)
+    right = v2.functional.normalize(
+        images, preprocessing.mean, preprocessing.std
+    )
+    edges = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 224, 224)
+    ranges = [
+        (x[1, 0] - x[0, 0]).mean().item()
+        for form in (normalize_as_usual, prepare_as_expected)
+        for x in [form(edges, preprocessing)]
+    ]
+    return [f"{number:.1f}" for number in (miss(wrong, right), *ranges)]
+
+
+def model_with_guessed_heads(weights):
+    width = weights["norm.weight"].numel()
+    # wrong: not each head is 64 wide
+    return model_with_heads(weights, num_heads=width // 64)
+
+
+def model_with_heads(weights, num_heads):
+    width = weights["norm.weight"].numel()
+    model = VisionTransformer(
+        (8, 12), 4, embed_dim=width, depth=2, num_heads=num_heads
+    )
+    load_pretrained(model.double().eval(), weights)
+    return model
+
+
+def vit_of_four_heads() -> nn.Module:
+    model = randomize(
+        VisionTransformer((8, 12), 4, embed_dim=128, depth=2, num_heads=4)
+    )
+    for layer in model.modules():
+        if isinstance(layer, nn.LayerNorm):  # else attention is nearly even
+            nn.init.ones_(layer.weight)
+    return model.eval()
+
+
+def the_weights_compute_what_they_did(build):
+    source, images = vit_of_four_heads(), random(2, 3, 8, 12)
+    assert_equal(build(source.state_dict())(images), source(images))
+
+
+def effect_of_guessed_heads() -> list[str]:
+    source, images = vit_of_four_heads(), random(2, 3, 8, 12)
+    wrong = model_with_guessed_heads(source.state_dict())
+    huge = VIT_PRESETS["vit_huge_patch14_224"]
+    width, heads = huge["embed_dim"], huge["num_heads"]
+    return [
+        f"{miss(wrong(images), source(images)):.1f}",
+        *(f"{number}" for number in (width // heads, width // 64, heads)),
+    ]
+
+
+def freeze_by_beginning(model, part):
+    for name, parameter in model.named_parameters():
+        # wrong: takes blocks.10 too
+        if name.startswith(part):
+            parameter.requires_grad = False
+
+
+def freeze_a_part(model: nn.Module, part: str) -> None:
+    for name, parameter in model.named_parameters():
+        if is_part_of(name, [part]):
+            parameter.requires_grad = False
+
+
+def frozen_numbers(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if not p.requires_grad)
+
+
+def one_block_of_twelve_is_frozen(freeze):
+    with torch.device("meta"):
+        model = VisionTransformer(depth=12)
+    freeze(model, "blocks.1")
+    wanted = sum(p.numel() for p in model.blocks[1].parameters())
+    assert frozen_numbers(model) == wanted
+
+
+def numbers_that_are_frozen() -> list[str]:
+    counts = []
+    for freeze in freeze_by_beginning, freeze_a_part:
+        with torch.device("meta"):
+            model = VisionTransformer()
+        freeze(model, "blocks.1")
+        counts.append(f"{frozen_numbers(model):,}")
+    return counts
+
+
+def rates_by_a_list(model, learning_rate, decay):
+    # wrong: knows no other token
+    first = ("cls_token", "pos_embed", "patch_embed")
+    last = len(model.blocks) + 1
+    rates = {}
+    for name, _ in model.named_parameters():
+        part, *rest = name.split(".")
+        step = 0 if part in first else last
+        if part == "blocks":
+            step = int(rest[0]) + 1
+        rates[name] = learning_rate * decay ** (last - step)
+    return rates
+
+
+def all_tokens_have_the_smallest_rate(make_rates):
+    model = fresh(VisionTransformerDistilled)
+    rates = make_rates(model, 1e-3, 0.75)
+    smallest = rate_of(model, rates, "patch_embed.proj.weight")
+    assert smallest < rate_of(model, rates, "head.weight")
+    for name in "cls_token", "pos_embed", "dist_token":
+        assert rate_of(model, rates, name) == smallest
+
+
+def rate_of(model, rates, name):
+    parameter = model.get_parameter(name)
+    for group in learning_rate_groups(model, rates, 0.05):
+        if any(p is parameter for p in group["params"]):
+            return group["lr"]
+    raise AssertionError(f"{name} is in no group")
+
+
+def how_much_too_fast_a_token_learns() -> list[str]:
+    with torch.device("meta"):
+        model = timm.create_model("deit_base_distilled_patch16_224")
+    rates = rates_by_a_list(model, 1e-3, 0.75)
+    return [f"{rates['dist_token'] / rates['cls_token']:.0f}"]
+
+
 # --- The exhibits ------------------------------------------------------
 
 
@@ -1329,6 +1678,43 @@ def measure_a_convolution(measure: Callable) -> Tensor:
 def learn_and_measure(measure: Callable) -> Tensor:
     model = fresh(VisionTransformer)
     return torch.tensor(measure(model, some_batches(), some_batches()))
+
+
+def train_a_hybrid(train: Callable) -> Tensor:
+    model = small(HybridVisionTransformer)
+    train(model, some_batches())
+    return model(random(2, 3, 8, 12))
+
+
+def load_and_run(load: Callable) -> Tensor:
+    model = fresh(VisionTransformer)
+    load(model, small(VisionTransformer).state_dict())
+    return model(random(2, 3, 8, 12))
+
+
+def train_with_groups(make_groups: Callable) -> Tensor:
+    model = torchvision_vit(32, 8, 2, 4, 48, 96)
+    optimizer = AdamW(make_groups(model))
+    images = torch.zeros(2, 3, 32, 32)
+    F.cross_entropy(model(images), torch.tensor([3, 9])).backward()
+    optimizer.step()
+    return model(images)
+
+
+def train_with_rates(make_rates: Callable) -> Tensor:
+    model = fresh(VisionTransformerDistilled)
+    rates = make_rates(model, 1e-3, 0.75)
+    optimizer = AdamW(learning_rate_groups(model, rates, 0.05))
+    images = random(2, 3, 8, 12)
+    model(images).sum().backward()
+    optimizer.step()
+    return model(images)
+
+
+def freeze_and_run(freeze: Callable) -> Tensor:
+    model = small(VisionTransformer)
+    freeze(model, "blocks.1")
+    return model(random(2, 3, 8, 12))
 
 
 EXHIBITS = [
@@ -1628,6 +2014,82 @@ EXHIBITS = [
         each_patch_has_the_same_new_place_in_every_image,
         accuracies_of_shuffled_digits,
     ),
+    Exhibit(
+        10,
+        train_the_head_of_a_frozen_model,
+        train_the_head_on_features,
+        train_a_hybrid,
+        the_frozen_part_computes_what_it_did,
+        what_batch_norm_forgets,
+    ),
+    Exhibit(
+        10,
+        shift_error_of_whole_tokens,
+        shift_error_of_differences,
+        lambda measure: torch.tensor(measure(fresh_stem())),
+        a_constant_in_each_token_does_not_count,
+        shift_errors_of_a_fresh_stem,
+    ),
+    Exhibit(
+        11,
+        load_without_strict,
+        load_pretrained,
+        load_and_run,
+        the_weights_arrive_or_are_refused,
+        tensors_that_a_prefix_keeps_out,
+    ),
+    Exhibit(
+        11,
+        load_what_fits,
+        load_pretrained,
+        load_and_run,
+        every_weight_is_loaded_or_there_is_an_error,
+        what_stays_random_in_a_distilled_model,
+    ),
+    Exhibit(
+        11,
+        model_with_guessed_heads,
+        partial(model_with_heads, num_heads=4),
+        lambda build: build(vit_of_four_heads().state_dict())(
+            random(2, 3, 8, 12)
+        ),
+        the_weights_compute_what_they_did,
+        effect_of_guessed_heads,
+    ),
+    Exhibit(
+        11,
+        normalize_as_usual,
+        prepare_as_expected,
+        lambda prepare: prepare(
+            photographs(), preprocessing_of("vit_small_patch16_224")
+        ),
+        the_mean_of_the_weights_becomes_0,
+        effect_of_another_normalization,
+    ),
+    Exhibit(
+        11,
+        groups_of_encoder_and_heads,
+        groups_of_all_parts,
+        train_with_groups,
+        every_parameter_is_in_one_group,
+        numbers_in_no_group,
+    ),
+    Exhibit(
+        11,
+        rates_by_a_list,
+        layerwise_learning_rates,
+        train_with_rates,
+        all_tokens_have_the_smallest_rate,
+        how_much_too_fast_a_token_learns,
+    ),
+    Exhibit(
+        11,
+        freeze_by_beginning,
+        freeze_a_part,
+        freeze_and_run,
+        one_block_of_twelve_is_frozen,
+        numbers_that_are_frozen,
+    ),
 ]
 
 
@@ -1805,6 +2267,91 @@ def test_within_one_call_a_new_order_is_the_same_for_all_images():
     image = random(1, 3, 16, 16)
     first, second = shuffle_in_a_new_order(image.expand(2, -1, -1, -1), 4)
     assert first.equal(second)
+
+
+def test_a_frozen_model_without_batch_norm_may_be_in_training_mode():
+    model, images = small(VisionTransformer), random(2, 3, 8, 12)
+    before = model.forward_features(images)
+    train_the_head_of_a_frozen_model(model, some_batches())
+    assert_equal(model.forward_features(images), before)
+
+
+def test_a_fresh_stem_gives_mostly_the_bias_of_its_projection():
+    stem = fresh_stem()
+    x = photographs().double()
+    sizes = []
+    for layer in stem.backbone:
+        x = layer(x)
+        sizes.append(x.square().mean().sqrt().item())
+    assert sizes == sorted(sizes, reverse=True)
+    tokens = stem(photographs().double())
+    assert miss(stem.proj.bias.expand_as(tokens), tokens) < 0.1
+
+
+@pytest.mark.parametrize("load", [load_without_strict, load_what_fits])
+def test_loading_without_questions_is_right_for_a_file_that_fits(load):
+    source, model = small(VisionTransformer), fresh(VisionTransformer)
+    load(model, source.state_dict())
+    images = random(2, 3, 8, 12)
+    assert_equal(model(images), source(images))
+
+
+def test_without_strict_another_shape_is_still_an_error():
+    model = fresh(VisionTransformerDistilled)
+    with pytest.raises(RuntimeError, match=r"size mismatch for pos_embed"):
+        load_without_strict(model, small(timm_vit).state_dict())
+
+
+def test_what_fits_of_a_plain_model_has_no_position_table():
+    model = fresh(VisionTransformerDistilled)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    load_what_fits(model, small(timm_vit).state_dict())
+    after = model.state_dict()
+    assert [name for name in after if after[name].equal(before[name])] == [
+        "pos_embed",
+        "dist_token",
+        "head_dist.weight",
+        "head_dist.bias",
+    ]
+
+
+def test_the_two_answers_of_a_distilled_model_are_averaged():
+    model, images = small(VisionTransformerDistilled), random(2, 3, 8, 12)
+    features = model.forward_features(images)
+    heads = model.head(features[:, 0]), model.head_dist(features[:, 1])
+    assert_equal(model(images), sum(heads) / 2)
+
+
+def test_the_published_sizes_below_huge_have_heads_of_64_features():
+    assert {
+        name: sizes["embed_dim"] / sizes["num_heads"]
+        for name, sizes in VIT_PRESETS.items()
+        if sizes["embed_dim"] != 64 * sizes["num_heads"]
+    } == {"vit_huge_patch14_224": 80}
+
+
+def test_fit_refuses_groups_without_a_part():
+    model = torchvision_vit(32, 8, 2, 4, 48, 96)
+    groups = groups_of_encoder_and_heads(model)
+    batches = [(torch.zeros(2, 3, 32, 32), torch.tensor([3, 9]))]
+    with pytest.raises(ValueError, match=r"groups must hold every"):
+        fit(model, batches, batches, epochs=1, groups=groups)
+
+
+def test_a_list_of_names_is_right_for_the_model_it_was_written_for():
+    model = small(VisionTransformer)
+    by_list = rates_by_a_list(model, 1e-3, 0.75)
+    by_place = layerwise_learning_rates(model, 1e-3, 0.75)
+    for name, _ in model.named_parameters():
+        assert rate_of(model, by_list, name) == rate_of(model, by_place, name)
+
+
+def test_up_to_ten_blocks_the_beginning_of_a_name_is_enough():
+    with torch.device("meta"):
+        model = VisionTransformer(depth=10)
+    freeze_by_beginning(model, "blocks.1")
+    wanted = sum(p.numel() for p in model.blocks[1].parameters())
+    assert frozen_numbers(model) == wanted
 
 
 # --- The page ----------------------------------------------------------

@@ -13,14 +13,15 @@ Chapter 08, training: parameter_groups, warmup_cosine, mixed_precision,
 Chapter 09, inductive_bias: equivariance_error, shuffle_patches,
     place_images, SmallCNN
 Chapter 10, hybrid: ConvStem, HybridVisionTransformer
-Chapter 11, fine_tuning: from_torchvision, load_pretrained, LoadReport,
-    learning_rate_groups, layerwise_learning_rates
+Chapter 11, fine_tuning: HEADS, PREFIX_TOKENS, TORCHVISION_NAMES,
+    from_torchvision, is_part_of, fit_pos_embed, find_faults, LoadReport,
+    load_pretrained, learning_rate_groups, layerwise_learning_rates
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and
-what they expect), download, checkpoint (a training run in
-a file), progress (bars), plotting (pictures), recorded (results of long
-experiments), checks (checks of your own code).
+the images they expect), download (patience with a connection), checkpoint (a
+training run in a file), progress (bars), plotting (pictures), recorded
+(results of long experiments), checks (checks of your own code).
 """
 
 from vit_lessons.attention import *  # noqa: F403

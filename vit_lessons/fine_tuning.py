@@ -106,8 +106,11 @@ def is_part_of(name: str, parts: Sequence[str]) -> bool:
 
     Args:
         name: For example "blocks.1.norm1.weight".
-        parts: For example ("blocks.1", "head"). "blocks.1" does not hold
-            "blocks.10", and "" holds everything.
+        parts: For example ("blocks.1", "head").
+
+    Returns:
+        True if one of the parts holds it. "blocks.1" does not hold
+        "blocks.10", and "" holds everything.
     """
     return any(
         part in ("", name) or name.startswith(f"{part}.") for part in parts
@@ -198,6 +201,9 @@ def find_faults(
     Args:
         own: The state dict of the model.
         given: Weights with some of the same names.
+
+    Returns:
+        One text for each weight with a fault.
     """
     faults = []
     for name, tensor in given.items():

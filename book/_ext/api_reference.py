@@ -42,7 +42,14 @@ MANUALS = {
     "Sequence": f"{PYTHON}collections.abc.html#collections.abc.Sequence",
     "Path": f"{PYTHON}pathlib.html#pathlib.Path",
 }
-PROJECTS = {"collections", "matplotlib", "nn", "pathlib", "torch"}
+PROJECTS = {
+    "collections",
+    "matplotlib",
+    "nn",
+    "pathlib",
+    "torch",
+    "torchvision",
+}
 
 
 def imported_packages(package: Path) -> list[str]:

@@ -290,6 +290,7 @@ def load_pretrained(
             f"source must fit the model, got {'; '.join(faults[:8] + more)}"
         )
     model.load_state_dict(own | taken)
+    # A table that need not be resized comes back as the same tensor.
     resized = [n for n in taken if taken[n] is not given[n]]
     return LoadReport(
         loaded=tuple(n for n in taken if n not in resized),

@@ -38,8 +38,8 @@ class Preprocessing:
             img_size is cut out.
         mean: Of each channel, subtracted. Pixels lie in [0, 1].
         std: Of each channel. What is left is divided by it.
-        interpolation: "bilinear", "bicubic", or another one of
-            torchvision.transforms.InterpolationMode.
+        interpolation: "bilinear", "bicubic", or another InterpolationMode of
+            torchvision.
     """
 
     img_size: int

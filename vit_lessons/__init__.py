@@ -16,6 +16,13 @@ Chapter 10, hybrid: ConvStem, HybridVisionTransformer
 Chapter 11, fine_tuning: HEADS, PREFIX_TOKENS, TORCHVISION_NAMES,
     from_torchvision, is_part_of, fit_pos_embed, find_faults, LoadReport,
     load_pretrained, learning_rate_groups, layerwise_learning_rates
+Chapter 12, self_supervision: draw_mask, CORRUPTIONS, draw_corruption,
+    corrupt_patches, mean_color_classes, class_colors, refuse_overlap,
+    MaskedPatchPrediction, normalize_patches, MaskedAutoencoder,
+    paint_prediction, rotate_images, evaluate_pretext
+Chapter 13, looking_inside: patch_filters, position_similarity,
+    patch_distances, distance_correlation, attention_weights, patch_attention,
+    attention_distance, attention_rollout, class_attention
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and
@@ -30,9 +37,11 @@ from vit_lessons.encoder_block import *  # noqa: F403
 from vit_lessons.fine_tuning import *  # noqa: F403
 from vit_lessons.hybrid import *  # noqa: F403
 from vit_lessons.inductive_bias import *  # noqa: F403
+from vit_lessons.looking_inside import *  # noqa: F403
 from vit_lessons.mlp import *  # noqa: F403
 from vit_lessons.models import *  # noqa: F403
 from vit_lessons.patch_embedding import *  # noqa: F403
 from vit_lessons.position_embedding import *  # noqa: F403
+from vit_lessons.self_supervision import *  # noqa: F403
 from vit_lessons.training import *  # noqa: F403
 from vit_lessons.vision_transformer import *  # noqa: F403

@@ -267,6 +267,7 @@ def fit(
     warmup: float = 0.1,
     loss_fn: Callable[..., Tensor] = F.cross_entropy,
     mix: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    evaluate_fn: Callable[..., tuple[float, float]] = evaluate,
     max_norm: float = 1.0,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -276,8 +277,8 @@ def fit(
     If the checkpoint is there already, training goes on after its last epoch.
     On a CPU an interrupted run ends with the same bits as one that was not, if
     all that is random comes from torch. The checkpoint knows the numbers among
-    the arguments, and refuses others; images, augmentation, loss_fn and mix
-    must be the same, which is not checked.
+    the arguments, and refuses others; images, augmentation and functions must
+    be the same, which is not checked.
 
     Args:
         model: From images to logits, with its first weights.
@@ -291,6 +292,8 @@ def fit(
             11). None stands for parameter_groups(model, weight_decay).
         warmup: Share of all steps in which the learning rate rises.
         loss_fn, mix, max_norm: See train_one_epoch.
+        evaluate_fn: From model and test_loader to a loss and a score, which
+            the history keeps as accuracy.
         seed: Of the order of images, augmentation, mix and dropout: torch's
             seed is set in each epoch. The first weights are there already.
         checkpoint: File to write to and to go on from. None writes nothing.
@@ -347,7 +350,7 @@ def fit(
             mix=mix,
             max_norm=max_norm,
         )
-        test_loss, test_accuracy = evaluate(model, test_loader)
+        test_loss, test_accuracy = evaluate_fn(model, test_loader)
         if not math.isfinite(train_loss + test_loss):
             raise ValueError(
                 "learning_rate must keep the loss finite, got "

@@ -127,8 +127,8 @@ class VisionTransformer(nn.Module):
         if isinstance(self.head, nn.Linear):
             nn.init.zeros_(self.head.weight)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Turn images into tokens with positions: (B, 1 + N, D)."""
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Turn images into tokens that do not know their places: (B, N, D)."""
         size = (self.in_chans, *self.img_size)
         if images.shape[1:] != size:
             raise ValueError(
@@ -137,23 +137,33 @@ class VisionTransformer(nn.Module):
                 "that img_size and give it the position table that "
                 "resize_pos_embed returns"
             )
-        x = self.patch_embed(images)  # (B, N, D)
-        x = prepend_token(x, self.cls_token)  # (B, 1 + N, D)
+        return self.patch_embed(images)
+
+    def add_positions(self, x: Tensor) -> Tensor:
+        """Put the class token in front and add positions: (B, 1 + N, D)."""
+        x = prepend_token(x, self.cls_token)
         return self.dropout(x + self.pos_embed)  # equation 1: z_0
 
-    def forward_features(
-        self, images: Tensor, *, num_queries: int | None = None
-    ) -> Tensor:
-        """Return the tokens after the last norm: (B, 1 + N, D).
+    def embed(self, images: Tensor) -> Tensor:
+        """Turn images into tokens with positions: (B, 1 + N, D)."""
+        return self.add_positions(self.embed_patches(images))
 
-        With num_queries only the first tokens, for which the last block then
-        does less work.
+    def encode(self, x: Tensor, *, num_queries: int | None = None) -> Tensor:
+        """Run the blocks and the last norm on tokens with positions.
+
+        With num_queries the result holds only the first tokens, for which
+        the last block then does less work.
         """
-        x = self.embed(images)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)  # equations 2 and 3
         return self.norm(last(x, num_queries=num_queries))
+
+    def forward_features(
+        self, images: Tensor, *, num_queries: int | None = None
+    ) -> Tensor:
+        """Return the tokens after the last norm: (B, 1 + N, D)."""
+        return self.encode(self.embed(images), num_queries=num_queries)
 
     def forward(self, images: Tensor) -> Tensor:
         # The last block computes only what the head reads: the same logits

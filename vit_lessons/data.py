@@ -30,6 +30,7 @@ __all__ = [
     "DatasetError",
     "ImageData",
     "ImageDataset",
+    "crop_photographs",
     "load_cifar10",
     "load_data",
     "load_digits",
@@ -65,6 +66,52 @@ def load_photograph(
     middle = v2.CenterCrop((round(height * scale), round(width * scale)))
     resize = v2.Resize((height, width), antialias=True)
     return resize(middle(image)).clamp(0, 1)
+
+
+def crop_photographs(
+    num_images: int,
+    size: int | tuple[int, int] = 32,
+    *,
+    seed: int = 0,
+    test: bool = False,
+) -> Tensor:
+    """Cut small images out of the two photographs, at random places.
+
+    The photographs are first made half as large, 213 x 320 pixels.
+
+    Args:
+        num_images: Number N of images.
+        size: Side of the images, or (height, width), in pixels.
+        seed: Another seed gives other places.
+        test: Cut from the right quarter of the photographs, which the other
+            images do not show.
+
+    Shape:
+        (N, 3, H, W), float32 in [0, 1]
+
+    Raises:
+        ValueError: num_images is not positive, or size is larger than the part
+            of the photographs.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images must be positive, got {num_images}")
+    height, width = as_pair("size", size)
+    both = [load_photograph(name, (213, 320)) for name in ("china", "flower")]
+    part = (
+        torch.stack(both)[..., 240:] if test else torch.stack(both)[..., :240]
+    )
+    if height > part.shape[2] or width > part.shape[3]:
+        raise ValueError(
+            f"size must be at most {tuple(part.shape[2:])}, got {size}"
+        )
+    # Every place of a window: a view, not a copy. (2, 3, rows, columns, H, W)
+    windows = part.unfold(2, height, 1).unfold(3, width, 1)
+    generator = torch.Generator().manual_seed(seed)
+    name, row, column = (
+        torch.randint(n, (num_images,), generator=generator)
+        for n in (2, *windows.shape[2:4])
+    )
+    return windows[name, :, row, column]
 
 
 def load_digits() -> tuple[Tensor, Tensor]:

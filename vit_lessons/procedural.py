@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate, pad
 
-__all__ = ["NEW_SHAPES", "SHAPES", "make_match", "make_shapes"]
+__all__ = ["NEW_SHAPES", "SHAPES", "make_match", "make_shapes", "shape_masks"]
 
 SHAPES = ("disc", "square", "triangle", "cross")
 NEW_SHAPES = ("ring", "half disc", "diamond", "corner")
@@ -23,7 +23,7 @@ TILE = 4  # pixels
 NOISE = 0.05  # standard deviation; the colors lie in [0, 1]
 BLOCK = 1000  # images that one generator draws
 
-Draw = Callable[[int, Generator], tuple[Tensor, Tensor]]
+Draw = Callable[[int, Generator], tuple[Tensor, ...]]
 
 
 def make_shapes(
@@ -54,12 +54,30 @@ def make_shapes(
         ValueError: num_images or size is not positive, seed is negative, or
             kinds names an unknown shape, or none.
     """
-    if size < 1:
-        raise ValueError(f"size must be positive, got {size}")
-    if not kinds or not {*kinds} <= {*SHAPES, *NEW_SHAPES}:
-        known = ", ".join(SHAPES + NEW_SHAPES)
-        raise ValueError(f"kinds must be some of {known}, got {kinds}")
-    return _in_blocks(partial(_draw_shapes, size, kinds), num_images, seed)
+    images, labels, _ = _in_blocks(_shapes(size, kinds), num_images, seed)
+    return images, labels
+
+
+def shape_masks(
+    num_images: int,
+    *,
+    seed: int = 0,
+    size: int = SIDE,
+    kinds: Sequence[str] = SHAPES,
+) -> Tensor:
+    """Tell which pixels of the images of make_shapes show the shape.
+
+    Args:
+        num_images, seed, size, kinds: As those of make_shapes.
+
+    Shape:
+        (N, 1, size, size), float32 in [0, 1]: 1 on the shape, 0 off it, the
+        share on its edge
+
+    Raises:
+        ValueError: As make_shapes.
+    """
+    return _in_blocks(_shapes(size, kinds), num_images, seed)[2]
 
 
 def make_match(
@@ -91,7 +109,7 @@ def make_match(
     return _in_blocks(partial(_draw_match, offset), num_images, seed)
 
 
-def _in_blocks(draw: Draw, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
+def _in_blocks(draw: Draw, num_images: int, seed: int) -> tuple[Tensor, ...]:
     if num_images < 1 or seed < 0:
         raise ValueError(
             "num_images must be positive and seed at least 0, got "
@@ -101,10 +119,9 @@ def _in_blocks(draw: Draw, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
     for block in range(math.ceil(num_images / BLOCK)):
         generator = Generator().manual_seed(seed * 1_000_003 + block)
         blocks.append(draw(BLOCK, generator))
-    images, labels = (
+    return tuple(
         torch.cat(part)[:num_images] for part in zip(*blocks, strict=True)
     )
-    return images, labels
 
 
 def _uniform(
@@ -114,9 +131,19 @@ def _uniform(
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
+def _shapes(size: int, kinds: Sequence[str]) -> Draw:
+    """A function that draws shapes, if there are such shapes."""
+    if size < 1:
+        raise ValueError(f"size must be positive, got {size}")
+    if not kinds or not {*kinds} <= {*SHAPES, *NEW_SHAPES}:
+        known = ", ".join(SHAPES + NEW_SHAPES)
+        raise ValueError(f"kinds must be some of {known}, got {kinds}")
+    return partial(_draw_shapes, size, kinds)
+
+
 def _draw_shapes(
     size: int, kinds: Sequence[str], n: int, generator: Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     labels = torch.randint(len(kinds), (n,), generator=generator)
     radius = _uniform(n, 3.5, 5.5, generator)
     turn = _uniform(n, -math.pi / 9, math.pi / 9, generator)  # 20 degrees
@@ -141,7 +168,7 @@ def _draw_shapes(
         pixels = what * (size / SIDE)
         cover = (pixels + 0.5).clamp(0, 1)  # pixels on the edge are mixed
         images = images + cover * (color - images)
-    return _with_noise(images, generator), labels
+    return _with_noise(images, generator), labels, cover  # of the shape
 
 
 def _distances_to_edge(x: Tensor, y: Tensor, r: Tensor) -> dict[str, Tensor]:

@@ -503,7 +503,7 @@ def rotate_images(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evaluate_pretext(
-    model: MaskedPatchPrediction | MaskedAutoencoder,
+    model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
@@ -511,7 +511,8 @@ def evaluate_pretext(
     """Return the mean loss and the mean score over the images.
 
     Args:
-        model: It is set to evaluation mode.
+        model: A MaskedPatchPrediction or MaskedAutoencoder. It is set to
+            evaluation mode.
         loader: Gives batches of images and what model.loss compares with.
         seed: Of the masks, so that each call hides the same patches. Other
             random numbers are not changed.

@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 from oracles import has_all_gradients, random, randomize, tokens_that_change
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer as timm_vit
@@ -34,11 +34,18 @@ from vit_lessons import (
     ConvStem,
     EncoderBlock,
     HybridVisionTransformer,
+    MaskedAutoencoder,
     Mlp,
     MultiHeadSelfAttention,
     PatchEmbed,
     SmallCNN,
     VisionTransformer,
+    attention_distance,
+    attention_rollout,
+    attention_weights,
+    class_attention,
+    class_colors,
+    draw_mask,
     equivariance_error,
     evaluate,
     fit,
@@ -46,14 +53,20 @@ from vit_lessons import (
     layerwise_learning_rates,
     learning_rate_groups,
     load_pretrained,
+    mean_color_classes,
+    normalize_patches,
+    paint_prediction,
     parameter_groups,
+    patch_distances,
     patchify,
     place_images,
     pool,
+    position_similarity,
     prepend_token,
     resize_pos_embed,
     scaled_dot_product_attention,
     shuffle_patches,
+    sincos_pos_embed,
     train_one_epoch,
     unpatchify,
     warmup_cosine,
@@ -1586,6 +1599,358 @@ def how_much_too_fast_a_token_learns() -> list[str]:
     return [f"{rates['dist_token'] / rates['cls_token']:.0f}"]
 
 
+# --- Chapter 12: self-supervision --------------------------------------
+
+
+def color_classes_of_three_levels(images, patch_size):
+    patches = patchify(images, patch_size)
+    mean = reduce(patches, "b n (c p) -> b n c", "mean", c=3)
+    bits = 3
+    # wrong: bits, not 2**bits
+    digits = (mean * bits).long().clamp(0, bits - 1)
+    return digits @ torch.tensor([64, 8, 1])
+
+
+def each_of_512_colors_has_its_own_class(classes_of):
+    colors = class_colors(torch.arange(512))  # (512, 3), in [0, 1]
+    pixels = colors.T.reshape(1, 3, 16, 32)  # a color in each pixel
+    assert classes_of(pixels, 1).unique().numel() == 512
+
+
+def number_of_classes(classes_of: Callable) -> int:
+    levels = torch.linspace(0, 1, 16)
+    colors = torch.cartesian_prod(levels, levels, levels)
+    return len(classes_of(colors.T.reshape(1, 3, 64, 64), 1).unique())
+
+
+def classes_of_three_levels() -> list[str]:
+    forms = (color_classes_of_three_levels, mean_color_classes)
+    images = (photographs() + 1) / 2  # in [0, 1]
+    shares = [
+        classes.bincount().max().item() / len(classes)
+        for form in forms
+        for classes in [form(images, 16).flatten()]
+    ]
+    return [
+        *(f"{number_of_classes(form)}" for form in forms),
+        *(percent(share, 0) for share in shares),
+    ]
+
+
+def color_classes_of_normalized_images(images, patch_size):
+    half = [0.5, 0.5, 0.5]
+    images = v2.functional.normalize(images, half, half)
+    patches = patchify(images, patch_size)
+    mean = reduce(patches, "b n (c p) -> b n c", "mean", c=3)
+    # wrong: mean is in [-1, 1]
+    digits = (mean * 8).long().clamp(0, 7)
+    return digits @ torch.tensor([64, 8, 1])
+
+
+def patches_that_are_called_black() -> list[str]:
+    forms = (color_classes_of_normalized_images, mean_color_classes)
+    images = (photographs() + 1) / 2  # in [0, 1]
+    colors = class_colors(torch.arange(512)).T.reshape(1, 3, 16, 32)
+    left = len(forms[0](colors, 1).unique())
+    shares = [(form(images, 16) == 0).double().mean().item() for form in forms]
+    return [f"{left}", "512", *(percent(share, 0) for share in shares)]
+
+
+def draw_mask_by_coin(num_images, num_patches, ratio):
+    # wrong: not as many in each image
+    return torch.rand(num_images, num_patches) < ratio
+
+
+def each_image_hides_as_many(draw):
+    torch.manual_seed(0)
+    hidden = draw(64, 196, 0.75).sum(dim=1)
+    assert hidden.eq(0.75 * 196).all()
+
+
+def visible_patches_by_coin() -> list[str]:
+    torch.manual_seed(0)
+    counts = [
+        (~draw(64, 196, 0.75)).sum(dim=1)
+        for draw in (draw_mask_by_coin, draw_mask)
+    ]
+    ends = [end for count in counts for end in (count.min(), count.max())]
+    return [f"{end}" for end in ends]
+
+
+def autoencoder_with_a_stem(img_size, patch_size, dim):
+    model = autoencoder_of_patches(img_size, patch_size, dim)
+    # wrong: its tokens overlap
+    stem = ConvStem(patch_size, 3, dim)
+    model.encoder.patch_embed = stem
+    return model
+
+
+def autoencoder_of_patches(img_size, patch_size, dim):
+    encoder = VisionTransformer(
+        img_size, patch_size, embed_dim=dim, depth=2, num_heads=3
+    )
+    return MaskedAutoencoder(
+        encoder, decoder_dim=8, decoder_depth=1, decoder_num_heads=2
+    )
+
+
+def mask_of_two() -> Tensor:
+    """What is hidden of two images of 8 x 12 pixels, in patches of 4."""
+    return torch.tensor([[1, 0, 1, 0, 1, 1], [0, 1, 1, 1, 0, 1]]).bool()
+
+
+def with_other_hidden_pixels(images: Tensor, mask: Tensor) -> Tensor:
+    patches = patchify(images, 4)
+    patches[mask] = random(*patches[mask].shape, seed=2)
+    return unpatchify(patches, 4, (2, 3))
+
+
+def hidden_pixels_change_no_prediction(build):
+    model = randomize(build((8, 12), 4, 12)).eval()
+    images, mask = random(2, 3, 8, 12), mask_of_two()
+    other = with_other_hidden_pixels(images, mask)
+    assert_equal(model(images, mask)[0], model(other, mask)[0])
+
+
+def what_a_token_of_a_stem_sees() -> list[str]:
+    stem = fresh_stem()
+    images, others = photographs().double().split(1)
+    images.requires_grad_()
+    stem(images)[0, 100].sum().backward()
+    seen = images.grad[0].abs().amax(dim=0) > 0
+    torch.manual_seed(0)
+    mask = draw_mask(1, 196, 0.75)
+    patches = torch.where(
+        mask.unsqueeze(2), patchify(others, 16), patchify(images, 16)
+    )
+    changed = unpatchify(patches, 16, (14, 14))
+    with torch.no_grad():
+        moved = (stem(changed) - stem(images)).abs().amax(dim=2) > 1e-12
+    share = moved[~mask].double().mean().item()
+    return [f"{seen.sum()}", f"{16**2}", percent(share, 0)]
+
+
+def loss_of_all_patches(model, outputs, images):
+    prediction, _ = outputs
+    # wrong: the visible ones too
+    return F.mse_loss(prediction, model.target(images))
+
+
+def a_visible_patch_does_not_count(loss):
+    model = autoencoder_of_patches((8, 12), 4, 12)
+    images, mask = random(2, 3, 8, 12), mask_of_two()
+    one, other = random(2, 2, 6, 48)
+    other[mask] = one[mask]  # the same answer for what is hidden
+    one, other = (loss(model, (p, mask), images) for p in (one, other))
+    assert_equal(one, other)
+
+
+def losses_of_a_copy() -> list[str]:
+    """Of a model that copies what it sees and says nothing of the rest."""
+    model = autoencoder_of_patches(224, 16, 12)
+    images = photographs()
+    torch.manual_seed(0)
+    mask = draw_mask(2, 196, 0.75)
+    copy = model.target(images).masked_fill(mask.unsqueeze(2), 0)
+    forms = (loss_of_all_patches, MaskedAutoencoder.loss)
+    return [f"{form(model, (copy, mask), images):.2f}" for form in forms]
+
+
+def paint_with_the_answer(prediction, images, mask, patch_size):
+    patches = patchify(images, patch_size)
+    _, mean, std = normalize_patches(patches)
+    # wrong: those of the hidden patch
+    prediction = prediction * std + mean
+    painted = torch.where(mask.unsqueeze(2), prediction, patches)
+    grid = [side // patch_size for side in images.shape[2:]]
+    return unpatchify(painted, patch_size, grid)
+
+
+paint_from_the_visible = partial(paint_prediction, normalized=True)
+
+
+def hidden_pixels_change_no_picture(paint):
+    prediction, mask = random(2, 6, 48, seed=3), mask_of_two()
+    images = random(2, 3, 8, 12)
+    other = with_other_hidden_pixels(images, mask)
+    one = paint(prediction, images, mask, 4)
+    assert_equal(one, paint(prediction, other, mask, 4))
+
+
+def errors_of_painted_zeros() -> list[str]:
+    """In shares of the error of one gray for all hidden pixels."""
+    images = photographs().double()
+    torch.manual_seed(0)
+    mask = draw_mask(2, 196, 0.75)
+    patches = patchify(images, 16)
+    zeros, hidden = torch.zeros_like(patches), patches[mask]
+
+    def error(paint: Callable) -> float:
+        painted = patchify(paint(zeros, images, mask, 16), 16)[mask]
+        left = (painted - hidden).square().mean()
+        return (left / hidden.var(correction=0)).item()
+
+    forms = (paint_with_the_answer, paint_from_the_visible)
+    return [percent(error(form), 0) for form in forms]
+
+
+# --- Chapter 13: looking inside ----------------------------------------
+
+
+@cache
+def model_of_twelve_blocks() -> nn.Module:
+    """With attention that is not even: see vit_of_four_heads."""
+    model = randomize(VisionTransformer(embed_dim=64, num_heads=4))
+    for layer in model.modules():
+        if isinstance(layer, nn.LayerNorm):
+            nn.init.ones_(layer.weight)
+    return model.eval()
+
+
+@cache
+def weights_of_twelve_layers() -> list[Tensor]:
+    return attention_weights(
+        model_of_twelve_blocks(), photographs()[:1].double()
+    )
+
+
+def weights_of_first_tokens(model, images):
+    x = model.embed(images)
+    weights = []
+    for block in model.blocks:
+        # wrong: x is never block(x)
+        y = block.norm1(x)
+        weights.append(block.attn(y, return_weights=True)[1])
+    return weights
+
+
+def the_last_maps_depend_on_the_first_block(weights_of):
+    model, images = small(VisionTransformer), random(2, 3, 8, 12)
+    before = weights_of(model, images)[-1]
+    randomize(model.blocks[0], seed=5)
+    gap = (weights_of(model, images)[-1] - before).abs().max()
+    assert gap > 1e-6
+
+
+@torch.no_grad()
+def miss_of_maps_of_first_tokens() -> list[str]:
+    wrong = weights_of_first_tokens(
+        model_of_twelve_blocks(), photographs()[:1].double()
+    )
+    right = weights_of_twelve_layers()
+    return [f"{miss(wrong[i], right[i]):.1f}" for i in (0, -1)]
+
+
+def distance_without_the_class_column(weights, grid_size, patch_size):
+    # wrong: rows sum to less than 1
+    among = weights[..., 1:, 1:]
+    distances = patch_distances(grid_size, patch_size)
+    return (among * distances).sum(dim=-1).mean(dim=-1)
+
+
+def even_attention(share, num_patches):
+    """A share for the class token, and the rest for all patches alike."""
+    row = torch.full((1 + num_patches,), (1 - share) / num_patches)
+    row[0] = share
+    return row.double().expand(1 + num_patches, -1)
+
+
+def the_class_token_does_not_shorten_the_distance(distance):
+    with_it = distance(even_attention(0.6, 12), (3, 4), 16)
+    without = distance(even_attention(0.0, 12), (3, 4), 16)
+    assert_equal(with_it, without)
+
+
+def distances_of_even_attention() -> list[str]:
+    forms = (distance_without_the_class_column, attention_distance)
+    even = even_attention(0.6, 196)
+    return [f"{form(even, (14, 14), 16):.0f}" for form in forms]
+
+
+def rollout_from_the_wrong_side(weights):
+    identity = torch.eye(weights[0].shape[-1]).to(weights[0])
+    rollout = identity
+    for layer in weights:
+        mixing = 0.5 * layer.mean(dim=1) + 0.5 * identity
+        # wrong: mixing must be on the left
+        rollout = rollout @ mixing
+    return rollout
+
+
+def a_path_of_two_steps_is_found(rollout):
+    first, second = torch.eye(3).double().repeat(2, 1, 1, 1, 1)
+    first[0, 0, 1] = torch.tensor([0, 0, 1])  # 1 looks at 2,
+    second[0, 0, 0] = torch.tensor([0, 1, 0])  # then 0 looks at 1
+    expected = torch.tensor([0.5, 0.25, 0.25]).double()
+    assert_equal(rollout([first, second])[0, 0], expected)
+
+
+def maps_from_the_wrong_side() -> list[str]:
+    first, second = torch.eye(3).double().repeat(2, 1, 1, 1, 1)
+    first[0, 0, 1] = torch.tensor([0, 0, 1])
+    second[0, 0, 0] = torch.tensor([0, 1, 0])
+    forms = (rollout_from_the_wrong_side, attention_rollout)
+    parts = [form([first, second])[0, 0, 2] for form in forms]
+    maps = [
+        class_attention(form(weights_of_twelve_layers()), 14).flatten()
+        for form in forms
+    ]
+    correlation = torch.corrcoef(torch.stack(maps))[0, 1]
+    return [f"{number:.2f}" for number in (*parts, correlation)]
+
+
+def rollout_of_the_strongest(weights):
+    identity = torch.eye(weights[0].shape[-1]).to(weights[0])
+    rollout = identity
+    for layer in weights:
+        mean = layer.mean(dim=1)  # (B, T, T)
+        strong = mean * (mean >= mean.quantile(0.9))
+        mixing = strong + identity
+        # wrong: no keepdim=True
+        mixing = mixing / mixing.sum(dim=-1)
+        rollout = mixing @ rollout
+    return rollout
+
+
+def the_rows_of_a_rollout_sum_to_1(rollout):
+    layers = [random(1, 2, 7, 7, seed=seed) for seed in (1, 2, 3)]
+    sums = rollout([layer.softmax(dim=-1) for layer in layers]).sum(dim=-1)
+    assert_equal(sums, torch.ones_like(sums))
+
+
+def largest_sums_of_rows() -> list[str]:
+    forms = (rollout_of_the_strongest, attention_rollout)
+    return [
+        f"{form(weights_of_twelve_layers()).sum(dim=-1).max():.2f}"
+        for form in forms
+    ]
+
+
+def similarity_by_dot_product(pos_embed, grid_size):
+    rows = pos_embed[0, 1:]
+    # wrong: rows are not all of one length
+    similarity = rows @ rows.T
+    return similarity.view(*grid_size, *grid_size)
+
+
+def the_length_of_a_row_does_not_count(similarity):
+    table = random(1, 1 + 3 * 4, 8)
+    longer = table.clone()
+    longer[:, 6] *= 10
+    assert_equal(similarity(longer, (3, 4)), similarity(table, (3, 4)))
+
+
+def maps_where_one_place_is_brightest() -> list[str]:
+    table = F.pad(sincos_pos_embed((14, 14), 768), (0, 0, 1, 0))
+    place = 7 * 14 + 7
+    table[:, 1 + place] *= 1.5
+    forms = (similarity_by_dot_product, position_similarity)
+    brightest = [
+        form(table, (14, 14)).view(196, 196).argmax(dim=1) for form in forms
+    ]
+    return [f"{(places == place).sum()}" for places in brightest]
+
+
 # --- The exhibits ------------------------------------------------------
 
 
@@ -1715,6 +2080,26 @@ def freeze_and_run(freeze: Callable) -> Tensor:
     model = small(VisionTransformer)
     freeze(model, "blocks.1")
     return model(random(2, 3, 8, 12))
+
+
+def measure_a_prediction(loss: Callable) -> Tensor:
+    model = autoencoder_of_patches((8, 12), 4, 12)
+    outputs = random(2, 6, 48), mask_of_two()
+    return loss(model, outputs, random(2, 3, 8, 12))
+
+
+def classes_of_random_colors(classes_of: Callable) -> Tensor:
+    return classes_of(torch.rand(2, 3, 8, 12), 4)
+
+
+def roll_out(rollout: Callable) -> Tensor:
+    layers = [random(1, 2, 7, 7, seed=seed) for seed in (1, 2, 3)]
+    return rollout([layer.softmax(dim=-1) for layer in layers])
+
+
+def stacked_weights(weights_of: Callable) -> Tensor:
+    model = small(VisionTransformer)
+    return torch.stack(weights_of(model, random(2, 3, 8, 12)))
 
 
 EXHIBITS = [
@@ -2090,6 +2475,98 @@ EXHIBITS = [
         one_block_of_twelve_is_frozen,
         numbers_that_are_frozen,
     ),
+    Exhibit(
+        12,
+        color_classes_of_three_levels,
+        mean_color_classes,
+        classes_of_random_colors,
+        each_of_512_colors_has_its_own_class,
+        classes_of_three_levels,
+    ),
+    Exhibit(
+        12,
+        color_classes_of_normalized_images,
+        mean_color_classes,
+        classes_of_random_colors,
+        each_of_512_colors_has_its_own_class,
+        patches_that_are_called_black,
+    ),
+    Exhibit(
+        12,
+        draw_mask_by_coin,
+        draw_mask,
+        lambda draw: draw(2, 196, 0.75),
+        each_image_hides_as_many,
+        visible_patches_by_coin,
+    ),
+    Exhibit(
+        12,
+        autoencoder_with_a_stem,
+        autoencoder_of_patches,
+        lambda build: build((8, 12), 4, 12)(torch.zeros(2, 3, 8, 12))[0],
+        hidden_pixels_change_no_prediction,
+        what_a_token_of_a_stem_sees,
+    ),
+    Exhibit(
+        12,
+        loss_of_all_patches,
+        MaskedAutoencoder.loss,
+        measure_a_prediction,
+        a_visible_patch_does_not_count,
+        losses_of_a_copy,
+    ),
+    Exhibit(
+        12,
+        paint_with_the_answer,
+        paint_from_the_visible,
+        lambda paint: paint(
+            random(2, 6, 48), random(2, 3, 8, 12), mask_of_two(), 4
+        ),
+        hidden_pixels_change_no_picture,
+        errors_of_painted_zeros,
+    ),
+    Exhibit(
+        13,
+        weights_of_first_tokens,
+        attention_weights,
+        stacked_weights,
+        the_last_maps_depend_on_the_first_block,
+        miss_of_maps_of_first_tokens,
+    ),
+    Exhibit(
+        13,
+        distance_without_the_class_column,
+        attention_distance,
+        lambda distance: distance(
+            random(2, 3, 13, 13).softmax(dim=-1), (3, 4), 16
+        ),
+        the_class_token_does_not_shorten_the_distance,
+        distances_of_even_attention,
+    ),
+    Exhibit(
+        13,
+        rollout_from_the_wrong_side,
+        attention_rollout,
+        roll_out,
+        a_path_of_two_steps_is_found,
+        maps_from_the_wrong_side,
+    ),
+    Exhibit(
+        13,
+        rollout_of_the_strongest,
+        attention_rollout,
+        roll_out,
+        the_rows_of_a_rollout_sum_to_1,
+        largest_sums_of_rows,
+    ),
+    Exhibit(
+        13,
+        similarity_by_dot_product,
+        position_similarity,
+        lambda similarity: similarity(random(1, 13, 8), (3, 4)),
+        the_length_of_a_row_does_not_count,
+        maps_where_one_place_is_brightest,
+    ),
 ]
 
 
@@ -2354,6 +2831,117 @@ def test_up_to_ten_blocks_the_beginning_of_a_name_is_enough():
     assert frozen_numbers(model) == wanted
 
 
+@pytest.mark.parametrize("low, high", [(-1, 1), (0, 2)])
+def test_colors_outside_of_0_and_1_are_refused(low, high):
+    images = torch.linspace(low, high, 2 * 3 * 8 * 12).view(2, 3, 8, 12)
+    with pytest.raises(ValueError, match=r"images must be floats in \[0, 1\]"):
+        mean_color_classes(images, 4)
+
+
+def test_a_reshape_of_uneven_masks_moves_tokens_to_another_image():
+    x = torch.tensor([0, 1]).view(2, 1, 1).expand(2, 6, 1)  # which image
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]).bool()
+    visible = x[~mask].reshape(2, -1)
+    assert visible.tolist() == [[0, 0, 1], [1, 1, 1]]
+    mask[0, 0] = False  # now 7 are visible
+    with pytest.raises(RuntimeError):
+        x[~mask].reshape(2, -1)
+
+
+def test_the_autoencoder_refuses_uneven_masks():
+    model, mask = autoencoder_of_patches((8, 12), 4, 12), mask_of_two()
+    mask[0, 0] = False
+    with pytest.raises(ValueError, match=r"as many True in each row"):
+        model(torch.zeros(2, 3, 8, 12), mask)
+
+
+def test_the_autoencoder_refuses_a_stem():
+    encoder = HybridVisionTransformer(
+        (8, 12), 4, embed_dim=12, depth=2, num_heads=3
+    )
+    with pytest.raises(ValueError, match=r"must be a PatchEmbed"):
+        MaskedAutoencoder(encoder)
+
+
+class VitThatLooksBeforeHiding(VisionTransformer):
+    def embed(self, images: Tensor) -> Tensor:
+        return self.blocks[0](super().embed(images))
+
+
+def test_hiding_patches_after_a_block_is_found_too():
+    def build(img_size, patch_size, dim):
+        return MaskedAutoencoder(
+            VitThatLooksBeforeHiding(
+                img_size, patch_size, embed_dim=dim, depth=2, num_heads=3
+            ),
+            decoder_dim=8,
+            decoder_depth=1,
+            decoder_num_heads=2,
+        )
+
+    with pytest.raises(AssertionError):
+        hidden_pixels_change_no_prediction(build)
+
+
+def test_a_prediction_of_plain_pixels_is_painted_without_the_answer():
+    paint = partial(paint_prediction, normalized=False)
+    hidden_pixels_change_no_picture(paint)
+
+
+def test_the_rows_of_a_rollout_from_the_wrong_side_sum_to_1():
+    the_rows_of_a_rollout_sum_to_1(rollout_from_the_wrong_side)
+
+
+def test_even_rows_do_not_find_a_sum_without_keepdim():
+    even = torch.full((1, 2, 7, 7), 1 / 7).double()
+    sums = rollout_of_the_strongest([even, even]).sum(dim=-1)
+    assert_equal(sums, torch.ones_like(sums))
+
+
+def test_a_sum_without_keepdim_fails_on_two_images():
+    layer = random(2, 2, 7, 7).softmax(dim=-1)
+    with pytest.raises(RuntimeError):
+        rollout_of_the_strongest([layer])
+
+
+def test_the_maps_of_the_first_block_need_no_block_before_them():
+    model, images = small(VisionTransformer), random(2, 3, 8, 12)
+    wrong = weights_of_first_tokens(model, images)
+    right = attention_weights(model, images)
+    assert_equal(wrong[0], right[0])
+    assert (wrong[1] - right[1]).abs().max() > 1e-6
+    assert_equal(wrong[1].sum(dim=-1), torch.ones(2, 3, 7).double())
+
+
+def test_rows_of_one_length_hide_a_dot_product():
+    table = F.pad(sincos_pos_embed((3, 4), 8), (0, 0, 1, 0)).double()
+    products = similarity_by_dot_product(table, (3, 4))
+    cosines = position_similarity(table, (3, 4))
+    torch.testing.assert_close(products / 4, cosines, rtol=0, atol=1e-6)
+
+
+def test_zeros_with_the_answer_show_the_brightness_of_each_patch():
+    images, mask = random(2, 3, 8, 12), mask_of_two()
+    zeros = torch.zeros(2, 6, 48).double()
+    painted = patchify(paint_with_the_answer(zeros, images, mask, 4), 4)
+    hidden = patchify(images, 4)[mask].mean(dim=1, keepdim=True)
+    assert_equal(painted[mask], hidden.expand(-1, 48))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_rollout_that_forgets_a_residual_is_found_too(share):
+    def rollout(weights):
+        first, *later = (layer.mean(dim=1) for layer in weights)
+        identity = torch.eye(first.shape[-1]).to(first)
+        rolled = first  # without the residual
+        for layer in later:
+            rolled = ((1 - share) * layer + share * identity) @ rolled
+        return rolled
+
+    with pytest.raises(AssertionError):
+        a_path_of_two_steps_is_found(rollout)
+
+
 # --- The page ----------------------------------------------------------
 
 
@@ -2398,6 +2986,7 @@ def numbers_of(text: str) -> tuple[list[str], list[str]]:
         r"`[^`]*`",
         r"\]\([^)]*\)",  # where a link leads
         r"[Cc]hapter \d\d",
+        r"[Ss]ection \d\.\d",
     ):
         text = re.sub(pattern, "", text, flags=re.M | re.S)
     bold = r"\*\*(\d[^*]*)\*\*"
@@ -2502,7 +3091,7 @@ def numbers_against_the_sentences() -> list[str]:
         table = VisionTransformer().pos_embed
     pairs = [(1 + (size // 16) ** 2) ** 2 for size in (224, 448)]
     numbers += [f"{table.numel():,}", model, *(f"{n:,}" for n in pairs)]
-    return [*numbers, *changes_under_a_shift()]
+    return [*numbers, *changes_under_a_shift(), *changes_of_the_maps()]
 
 
 def changes_under_a_shift() -> list[str]:
@@ -2515,6 +3104,19 @@ def changes_under_a_shift() -> list[str]:
         for output in (lambda features: features, shift)
     )
     return [percent(error, 0) for error in errors]
+
+
+@torch.no_grad()
+def changes_of_the_maps() -> list[str]:
+    """Another head decides the opposite."""
+    model, image = small(VisionTransformer), random(1, 3, 8, 12)
+    logits, before = model(image), attention_weights(model, image)
+    model.head.weight.neg_()
+    model.head.bias.neg_()
+    assert model(image).argmin() == logits.argmax()
+    after = attention_weights(model, image)
+    maps, other = torch.stack(before), torch.stack(after)
+    return [f"{maps.numel()}", f"{(maps != other).sum()}"]
 
 
 def test_the_wrong_sentences_are_answered_by_measured_numbers():

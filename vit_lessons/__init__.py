@@ -27,7 +27,8 @@ Chapter 13, looking_inside: patch_filters, position_similarity,
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and
 the images they expect), download (patience with a connection), checkpoint (a
-training run in a file), progress (bars), plotting (pictures), recorded
+training run in a file), progress (bars), plotting (pictures), explorer (all
+weights of attention, to look through), recorded
 (results of long experiments), checks (checks of your own code).
 """
 

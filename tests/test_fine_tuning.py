@@ -20,7 +20,6 @@ from torchvision.models.vision_transformer import ConvStemConfig
 
 from vit_lessons import (
     HybridVisionTransformer,
-    LoadReport,
     SmallCNN,
     VisionTransformer,
     create_model,
@@ -35,6 +34,7 @@ from vit_lessons import (
     parameter_groups,
     resize_pos_embed,
 )
+from vit_lessons.weights import LoadReport
 
 SIZES = {
     "img_size": (16, 24),
@@ -276,6 +276,13 @@ def test_a_part_holds_what_begins_with_its_name_and_a_dot(
     name, parts, expected
 ):
     assert is_part_of(name, parts) == expected
+
+
+@pytest.mark.parametrize("parts", ["head", "h", ""])
+def test_one_string_is_not_taken_for_a_list_of_parts(parts):
+    said = f"got the string '{parts}'; write \\['{parts}'\\]$"
+    with pytest.raises(ValueError, match=f"parts must be .*{said}"):
+        is_part_of("head.weight", parts)
 
 
 # Loading: everything, or nothing.
@@ -578,6 +585,11 @@ def test_find_faults_is_silent_about_good_weights():
     ]
 
 
+def test_find_faults_is_asked_about_weights_of_the_model_only():
+    with pytest.raises(KeyError, match=r"^'more'$"):
+        find_faults(ours().state_dict(), {"more": torch.ones(2)})
+
+
 # The head, and parts that may differ.
 
 
@@ -694,6 +706,14 @@ def test_block_1_is_not_block_10():
     report = load_pretrained(small, state, allow_unexpected=["blocks.10"])
     assert len(report.unexpected) == 12
     once(report, small, state)
+
+
+def test_one_string_of_allowed_parts_is_refused():
+    state = of_timm().state_dict()
+    more = state | {"n": torch.ones(2)}
+    less = {n: t for n, t in state.items() if n != "norm.bias"}
+    refused(ours(), more, r"write \['norm'\]", allow_unexpected="norm")
+    refused(ours(), less, r"write \['norm'\]", allow_missing="norm")
 
 
 def test_an_allowed_part_that_is_there_must_fit():

@@ -18,7 +18,13 @@ from torchvision.transforms import v2
 
 from vit_lessons.download import patience
 
-__all__ = ["Preprocessing", "Weights", "WeightsError", "read_weights"]
+__all__ = [
+    "LoadReport",
+    "Preprocessing",
+    "Weights",
+    "WeightsError",
+    "read_weights",
+]
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the safe one first
 ENTRIES = ("model", "state_dict")  # of a training run's file
@@ -82,6 +88,35 @@ class Weights:
 
     state_dict: dict[str, Tensor]
     preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What load_pretrained did with each weight.
+
+    Args:
+        loaded: Taken as they were.
+        resized: Taken after resizing.
+        replaced: Weights of the head, which the model has anew.
+        missing: Weights of the model that the source does not have.
+        unexpected: Weights of the source that the model does not have.
+        preprocessing: What the weights expect of an image, or None if the
+            source does not tell.
+    """
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    replaced: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    preprocessing: Preprocessing | None = None
+
+    def __str__(self) -> str:
+        lines = [f"loaded: {len(self.loaded)}"]
+        for what in ("resized", "replaced", "missing", "unexpected"):
+            names = getattr(self, what)
+            lines.append(f"{what}: {', '.join(names) or 'none'}")
+        return "\n".join(lines)
 
 
 def read_weights(source: str | Path | Mapping[str, Tensor]) -> Weights:

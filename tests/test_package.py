@@ -81,6 +81,18 @@ def test_every_public_docstring_gives_arguments_and_shapes_or_errors(module):
             assert {"Raises:", "Shape:"} & set(definition.__doc__.split())
 
 
+def test_the_package_is_imported_without_what_few_need():
+    """torchvision alone would nearly double the time."""
+    code = "import sys, vit_lessons; print(*sys.modules, sep=chr(10))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {*done.stdout.splitlines()}
+    assert {"torch", "vit_lessons.weights"} <= loaded
+    assert not {"torchvision", "sklearn", "timm", "torch._dynamo"} & loaded
+
+
 def test_the_package_pins_no_upper_version():
     for requirement in PROJECT["dependencies"]:
         assert re.fullmatch(r"[\w-]+>=[\d.]+", requirement)

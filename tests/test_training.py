@@ -1,8 +1,8 @@
 """Chapter 08."""
 
 import copy
+import functools
 import math
-from functools import partial
 
 import matplotlib.pyplot as plt
 import pytest
@@ -44,7 +44,9 @@ def close_figures():
     plt.close("all")
 
 
+@functools.cache
 def on_meta(create, *args, **kwargs):
+    """A model without numbers, made once. No test changes it."""
     with torch.device("meta"):
         return create(*args, **kwargs)
 
@@ -68,7 +70,11 @@ MODELS = {
     "torchvision Swin": (torchvision.models.swin_t,),
     "timm Swin": (timm.create_model, "swin_tiny_patch4_window7_224"),
     "timm DeiT": (timm.create_model, "deit_tiny_distilled_patch16_224"),
-    "nn.Transformer": (partial(nn.Transformer, batch_first=True), 32, 4),
+    "nn.Transformer": (
+        functools.partial(nn.Transformer, batch_first=True),
+        32,
+        4,
+    ),
 }
 
 

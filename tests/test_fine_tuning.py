@@ -20,7 +20,6 @@ from torchvision.models.vision_transformer import ConvStemConfig
 
 from vit_lessons import (
     HybridVisionTransformer,
-    LoadReport,
     SmallCNN,
     VisionTransformer,
     create_model,
@@ -35,6 +34,7 @@ from vit_lessons import (
     parameter_groups,
     resize_pos_embed,
 )
+from vit_lessons.weights import LoadReport
 
 SIZES = {
     "img_size": (16, 24),
@@ -59,12 +59,19 @@ def redraw(model, seed=0):
     return model
 
 
+@functools.cache
+def made(create, *args, seed, **options):
+    """A model that is made once. Change copies of it only."""
+    return redraw(create(*args, **{**SIZES, **options}), seed)
+
+
 def ours(seed=0, cls=VisionTransformer, **options):
-    return redraw(cls(**{**SIZES, **options}), seed)
+    return copy.deepcopy(made(cls, seed=seed, **options))
 
 
 def of_timm(seed=1, name="vit_tiny_patch16_224", **options):
-    return redraw(timm.create_model(name, **{**SIZES, **options}), seed)
+    theirs = made(timm.create_model, name, seed=seed, **options)
+    return copy.deepcopy(theirs)
 
 
 def bits(model):
@@ -94,7 +101,9 @@ def refused(model, source, said, **options):
     assert same(bits(model), before)
 
 
+@functools.cache
 def on_meta(create, *args, **kwargs):
+    """A model without numbers, made once. No test changes it."""
     with torch.device("meta"):
         return create(*args, **kwargs)
 
@@ -278,6 +287,13 @@ def test_a_part_holds_what_begins_with_its_name_and_a_dot(
     assert is_part_of(name, parts) == expected
 
 
+@pytest.mark.parametrize("parts", ["head", "h", ""])
+def test_one_string_is_not_taken_for_a_list_of_parts(parts):
+    said = f"got the string '{parts}'; write \\['{parts}'\\]$"
+    with pytest.raises(ValueError, match=f"parts must be .*{said}"):
+        is_part_of("head.weight", parts)
+
+
 # Loading: everything, or nothing.
 
 
@@ -390,7 +406,7 @@ def test_the_checkpoint_of_a_run_is_loaded(tmp_path):
 
 
 def test_any_model_can_be_loaded_if_the_names_agree():
-    for create in (torchvision.models.resnet18, SmallCNN):
+    for create in (torchvision.models.shufflenet_v2_x0_5, SmallCNN):
         one, other = redraw(create()), redraw(create(), seed=3)
         report = load_pretrained(one, other.state_dict())
         assert same(bits(one), bits(other))
@@ -536,7 +552,7 @@ def test_weights_without_numbers_are_named():
     state = of_timm().state_dict()
     state["norm.bias"] = state["norm.bias"].to("meta")
     refused(ours(), state, "got norm.bias on the meta device, without numbers$")
-    empty = on_meta(VisionTransformer, **SIZES).double()
+    empty = copy.deepcopy(on_meta(VisionTransformer, **SIZES)).double()
     with pytest.raises(ValueError, match="cls_token on the meta device"):
         load_pretrained(empty, of_timm().state_dict())
 
@@ -576,6 +592,11 @@ def test_find_faults_is_silent_about_good_weights():
     assert find_faults(own, {"head.bias": torch.ones(3)}) == [
         "head.bias of shape (3,) for (5,); see new_head"
     ]
+
+
+def test_find_faults_is_asked_about_weights_of_the_model_only():
+    with pytest.raises(KeyError, match=r"^'more'$"):
+        find_faults(ours().state_dict(), {"more": torch.ones(2)})
 
 
 # The head, and parts that may differ.
@@ -694,6 +715,14 @@ def test_block_1_is_not_block_10():
     report = load_pretrained(small, state, allow_unexpected=["blocks.10"])
     assert len(report.unexpected) == 12
     once(report, small, state)
+
+
+def test_one_string_of_allowed_parts_is_refused():
+    state = of_timm().state_dict()
+    more = state | {"n": torch.ones(2)}
+    less = {n: t for n, t in state.items() if n != "norm.bias"}
+    refused(ours(), more, r"write \['norm'\]", allow_unexpected="norm")
+    refused(ours(), less, r"write \['norm'\]", allow_missing="norm")
 
 
 def test_an_allowed_part_that_is_there_must_fit():

@@ -14,8 +14,8 @@ Chapter 09, inductive_bias: equivariance_error, shuffle_patches,
     place_images, SmallCNN
 Chapter 10, hybrid: ConvStem, HybridVisionTransformer
 Chapter 11, fine_tuning: HEADS, PREFIX_TOKENS, TORCHVISION_NAMES,
-    from_torchvision, is_part_of, fit_pos_embed, find_faults, LoadReport,
-    load_pretrained, learning_rate_groups, layerwise_learning_rates
+    from_torchvision, is_part_of, fit_pos_embed, find_faults, load_pretrained,
+    learning_rate_groups, layerwise_learning_rates
 Chapter 12, self_supervision: draw_mask, CORRUPTIONS, draw_corruption,
     corrupt_patches, mean_color_classes, class_colors, refuse_overlap,
     MaskedPatchPrediction, normalize_patches, MaskedAutoencoder,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 __all__ = [
     "describe_groups",
@@ -128,12 +128,14 @@ def refuse_hidden_state(train_loader: Any) -> None:
         )
 
 
-def describe_groups(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Say how each group of an optimizer learns, and what is in it.
+def describe_groups(
+    model: nn.Module, groups: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Say how each parameter group learns, and what is in it.
 
     Args:
         model: The model that is trained.
-        optimizer: It has seen no step.
+        groups: As an optimizer takes them, with lr and weight_decay in each.
 
     Returns:
         A text for each group. It ends in a number that other parameters would
@@ -144,8 +146,10 @@ def describe_groups(model: nn.Module, optimizer: Optimizer) -> list[str]:
     """
     name_of = {p: name for name, p in model.named_parameters()}
     texts = []
-    for group in optimizer.param_groups:
-        names = [name_of.pop(p, "of no model") for p in group["params"]]
+    for group in groups:
+        # An optimizer also takes parameters in pairs (name, parameter).
+        held = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
+        names = [name_of.pop(p, "of no model") for p in held]
         which = zlib.crc32(" ".join(names).encode())
         texts.append(
             f"lr {group['lr']}, weight decay {group['weight_decay']}, "

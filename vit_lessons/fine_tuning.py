@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 
 from vit_lessons.position_embedding import resize_pos_embed
 from vit_lessons.training import parameter_groups
-from vit_lessons.weights import Preprocessing, read_weights
+from vit_lessons.weights import LoadReport, read_weights
 
 __all__ = [
     "HEADS",
     "PREFIX_TOKENS",
     "TORCHVISION_NAMES",
-    "LoadReport",
     "find_faults",
     "fit_pos_embed",
     "from_torchvision",
@@ -111,7 +109,15 @@ def is_part_of(name: str, parts: Sequence[str]) -> bool:
     Returns:
         True if one of the parts holds it. "blocks.1" does not hold
         "blocks.10", and "" holds everything.
+
+    Raises:
+        ValueError: parts is a single string, whose letters would be parts.
     """
+    if isinstance(parts, str):
+        raise ValueError(
+            f"parts must be a sequence of names, got the string {parts!r}; "
+            f"write [{parts!r}]"
+        )
     return any(
         part in ("", name) or name.startswith(f"{part}.") for part in parts
     )
@@ -164,35 +170,6 @@ def fit_pos_embed(
     )
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What load_pretrained did with each weight.
-
-    Args:
-        loaded: Taken as they were.
-        resized: Taken after resizing.
-        replaced: Weights of the head, which the model has anew.
-        missing: Weights of the model that the source does not have.
-        unexpected: Weights of the source that the model does not have.
-        preprocessing: What the weights expect of an image, or None if the
-            source does not tell.
-    """
-
-    loaded: tuple[str, ...]
-    resized: tuple[str, ...]
-    replaced: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    preprocessing: Preprocessing | None = None
-
-    def __str__(self) -> str:
-        lines = [f"loaded: {len(self.loaded)}"]
-        for what in ("resized", "replaced", "missing", "unexpected"):
-            names = getattr(self, what)
-            lines.append(f"{what}: {', '.join(names) or 'none'}")
-        return "\n".join(lines)
-
-
 def find_faults(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> list[str]:
@@ -204,6 +181,9 @@ def find_faults(
 
     Returns:
         One text for each weight with a fault.
+
+    Raises:
+        KeyError: A name in given is not in own.
     """
     faults = []
     for name, tensor in given.items():

@@ -313,10 +313,13 @@ def fit(
         raise ValueError("train_loader must give at least one batch, got none")
     if groups is None:
         groups = parameter_groups(model, weight_decay)
-    # The optimizer changes its groups, so it gets a copy.
-    groups = [{**group, "params": [*group["params"]]} for group in groups]
-    optimizer = AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
-    described = describe_groups(model, optimizer)
+    # The optimizer changes its groups, so it gets a copy of each.
+    own = {"lr": learning_rate, "weight_decay": weight_decay}
+    groups = [
+        {**own, **group, "params": [*group["params"]]} for group in groups
+    ]
+    described = describe_groups(model, groups)
+    optimizer = AdamW(groups, **own)
     scheduler = warmup_cosine(optimizer, int(warmup * steps), steps)
     history = History()
     parts = {

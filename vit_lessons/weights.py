@@ -8,17 +8,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision import models
-from torchvision.transforms import v2
 
 from vit_lessons.download import patience
 
-__all__ = ["Preprocessing", "Weights", "WeightsError", "read_weights"]
+# torchvision takes about as long to import as torch. So it is imported by the
+# functions that use it, and not with the package.
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import Compose
+
+__all__ = [
+    "LoadReport",
+    "Preprocessing",
+    "Weights",
+    "WeightsError",
+    "read_weights",
+]
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the safe one first
 ENTRIES = ("model", "state_dict")  # of a training run's file
@@ -48,13 +57,15 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str
 
-    def transform(self, img_size: int | None = None) -> v2.Compose:
+    def transform(self, img_size: int | None = None) -> Compose:
         """Prepare an image: a PIL image or a tensor (C, H, W).
 
         Args:
             img_size: Another side in pixels. The same share of the image is
                 cut out.
         """
+        from torchvision.transforms import v2
+
         size = self.img_size if img_size is None else img_size
         interpolation = v2.InterpolationMode(self.interpolation)
         return v2.Compose(
@@ -82,6 +93,35 @@ class Weights:
 
     state_dict: dict[str, Tensor]
     preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What load_pretrained did with each weight.
+
+    Args:
+        loaded: Taken as they were.
+        resized: Taken after resizing.
+        replaced: Weights of the head, which the model has anew.
+        missing: Weights of the model that the source does not have.
+        unexpected: Weights of the source that the model does not have.
+        preprocessing: What the weights expect of an image, or None if the
+            source does not tell.
+    """
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    replaced: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    preprocessing: Preprocessing | None = None
+
+    def __str__(self) -> str:
+        lines = [f"loaded: {len(self.loaded)}"]
+        for what in ("resized", "replaced", "missing", "unexpected"):
+            names = getattr(self, what)
+            lines.append(f"{what}: {', '.join(names) or 'none'}")
+        return "\n".join(lines)
 
 
 def read_weights(source: str | Path | Mapping[str, Tensor]) -> Weights:
@@ -183,6 +223,8 @@ def _read_config(path: Path) -> Preprocessing | None:
 
 def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     """Read timm's metadata; None unless they are complete."""
+    from torchvision.transforms.v2 import InterpolationMode
+
     needed = ("input_size", "crop_pct", "mean", "std", "interpolation")
     if not all(config.get(key) for key in needed):
         return None
@@ -194,11 +236,13 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
         resize=math.floor(height / config["crop_pct"]),
         mean=tuple(map(float, config["mean"])),
         std=tuple(map(float, config["std"])),
-        interpolation=v2.InterpolationMode(config["interpolation"]).value,
+        interpolation=InterpolationMode(config["interpolation"]).value,
     )
 
 
 def _from_torchvision(name: str) -> Weights:
+    from torchvision import models
+
     model, _, which = name.partition(".")
     if model not in models.list_models(models):
         raise ValueError(

@@ -286,6 +286,7 @@ def test_the_tokens_keep_their_precision():
         ((2, 4, 5), (2, 4), (1, 1, 1)),
         ((2, 4, 5), (2, 4), (5,)),
         ((4, 5), (4,), (1, 1, 5)),
+        ((2, 4, 5, 6), (2, 4), (1, 1, 5)),
     ],
 )
 def test_tokens_that_do_not_fit_are_refused(x, kinds, token):
@@ -492,7 +493,7 @@ def test_the_fresh_mask_token_is_small_and_the_encoder_stays_as_it_is():
         MaskedPatchPrediction(encoder),
         MaskedAutoencoder(encoder, **options),
     ):
-        assert 0.018 < model.mask_token.std() < 0.022
+        assert 0.017 < model.mask_token.std() < 0.023
     for name, value in encoder.state_dict().items():
         assert value.equal(before[name]), name
 

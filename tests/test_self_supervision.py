@@ -738,6 +738,9 @@ BAD_MASKS = {
     "one patch less": [[True, False, False]] * 2,
     "one image": [[True, False, False, False]],
     "no batch": [True, False, False, False],
+    "nothing hidden": [[False] * 4] * 2,
+    "all hidden": [[True] * 4] * 2,
+    "no bool": [[1, 0, 0, 0]] * 2,
 }
 
 
@@ -745,8 +748,9 @@ BAD_MASKS = {
 def test_a_mask_that_does_not_fit_is_refused(mask):
     model = autoencoder(img_size=(6, 8))
     images, mask = images_for(model.encoder, batch=2), torch.tensor(mask)
-    said = re.escape(f"got {tuple(mask.shape)} with {mask.sum(-1).tolist()}")
-    with pytest.raises(ValueError, match=rf"be \(2, 4\) with as many.*{said}"):
+    counts = mask.sum(-1).tolist()
+    said = re.escape(f"got {tuple(mask.shape)} of {mask.dtype} with {counts}")
+    with pytest.raises(ValueError, match=rf"be \(2, 4\) of bool.*{said}"):
         model(images, mask)
 
 

@@ -326,14 +326,17 @@ class MaskedAutoencoder(nn.Module):
 
     Shape:
         images: (B, C, H, W), mask: (B, N), bool, with as many True in each
-        row -> prediction (B, N, C * P * P) and the mask. None draws one
+        row, not none or all -> prediction (B, N, C * P * P) and the mask.
+        None draws one
 
     Raises:
         ValueError: The tokens of the encoder see more than one patch each,
             ratio hides none or all of the patches, or mask does not fit.
 
     Source: He et al. 2022, https://arxiv.org/abs/2111.06377. Names of
-    parameters are theirs; those of the encoder begin with "encoder".
+    parameters are theirs; those of the encoder begin with "encoder". Their
+    decoder_pred has the numbers of a patch in the order row, column, channel,
+    ours in that of patchify.
     """
 
     def __init__(
@@ -388,10 +391,17 @@ class MaskedAutoencoder(nn.Module):
         b, n = x.shape[0], x.shape[1] - prefix
         if mask is None:
             mask = draw_mask(b, n, self.ratio, device=x.device)
-        if mask.shape != (b, n) or mask.sum(1).unique().numel() != 1:
+        hidden = mask.sum(dim=-1).unique()
+        if (
+            mask.shape != (b, n)
+            or mask.dtype != torch.bool
+            or len(hidden) != 1
+            or hidden.item() in (0, n)
+        ):
             raise ValueError(
-                f"mask must be {(b, n)} with as many True in each row, got "
-                f"{tuple(mask.shape)} with {mask.sum(-1).tolist()}"
+                f"mask must be {(b, n)} of bool and hide as many patches in "
+                f"each row, not none or all, got {tuple(mask.shape)} of "
+                f"{mask.dtype} with {mask.sum(dim=-1).tolist()}"
             )
         visible = F.pad(~mask, (prefix, 0), value=True)  # (B, prefix + N)
         x = rearrange(x[visible], "(b n) d -> b n d", b=b)  # the visible only
@@ -466,9 +476,9 @@ def paint_prediction(
     grid_size = images.shape[2] // p1, images.shape[3] // p2
     if normalized:
         hidden = mask.unsqueeze(2)  # (B, N, 1)
-        places = torch.cartesian_prod(*map(torch.arange, grid_size)).float()
-        distances = torch.cdist(places, places).clamp(min=1).to(images)
-        weights = distances**-2 * ~mask.unsqueeze(1)  # (B, N, N)
+        places = torch.cartesian_prod(*map(torch.arange, grid_size))  # (N, 2)
+        squares = (places.unsqueeze(1) - places).square().sum(2).clamp(min=1)
+        weights = ~mask.unsqueeze(1) / squares.to(images)  # (B, N, N)
         weights = weights / weights.sum(dim=2, keepdim=True)
         _, mean, std = normalize_patches(patches)
         mean = weights @ mean.masked_fill(hidden, 0)  # (B, N, 1)

@@ -208,7 +208,7 @@ def test_layers_that_move_nothing_give_the_identity():
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_uniform_layers_leave_half_and_half_and_half(depth):
+def test_each_uniform_layer_halves_what_stays_in_place(depth):
     layer = torch.ones(1, 2, 5, 5).double() / 5
     stays = 0.5**depth
     expected = stays * torch.eye(5).double() + (1 - stays) / 5
@@ -300,8 +300,7 @@ def test_weights_that_do_not_fit_the_grid_are_refused(function, shape, k):
 
 @pytest.mark.parametrize(("k", "token"), [(1, 1), (1, -1), (2, 2), (0, 0)])
 def test_only_a_prefix_token_has_a_map(k, token):
-    words = re.escape(f"must be in 0..{k - 1}, got {token}")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"token must be .*, got {token}$"):
         class_attention(
             torch.ones(k + 6, k + 6), (2, 3), num_prefix_tokens=k, token=token
         )
@@ -465,9 +464,10 @@ def test_an_attention_that_runs_twice_with_biases_has_two_entries():
 
 @pytest.mark.parametrize("option", ["dropout", "drop_path"])
 def test_nothing_is_dropped_while_looking(option):
-    model = model_of(**{option: 0.9}).train()
+    # The last block drops the most, but after the last weights.
+    model = model_of("three blocks", **{option: 0.9}).train()
     images = images_for(model)
-    expected = attention_weights(model_of(), images)
+    expected = attention_weights(model_of("three blocks"), images)
     close(attention_weights(model, images), expected)
 
 
@@ -491,7 +491,9 @@ def test_looking_leaves_no_trace(name):
 def test_modes_and_hooks_are_afterwards_as_before(mode, broken):
     model = model_of("hybrid").train(mode != "eval")
     if mode == "mixed":
+        model.blocks[1].mlp = model.blocks[0].mlp
         model.blocks[1].eval()
+        model.blocks[0].mlp.train()
         model.patch_embed.eval()
         model.patch_embed.backbone[0][1].train()
     images, calls = images_for(model), []
@@ -553,7 +555,9 @@ def test_without_positions_the_maps_move_with_the_patches(name):
 def test_similarity_is_the_cosine_between_places(grid_size, prefix):
     gh, gw = grid_size
     table = random(1, prefix + gh * gw, 5)
-    got = position_similarity(table, grid_size, num_prefix_tokens=prefix)
+    parameter = nn.Parameter(table)
+    got = position_similarity(parameter, grid_size, num_prefix_tokens=prefix)
+    assert not got.requires_grad
     rows = {
         place: table[0, prefix + i] for i, place in enumerate(places(grid_size))
     }
@@ -573,7 +577,13 @@ def test_the_length_of_a_position_does_not_matter():
 
 @pytest.mark.parametrize(
     ("shape", "prefix"),
-    [((1, 6, 4), 1), ((1, 7, 4), 0), ((2, 7, 4), 1), ((7, 4), 1)],
+    [
+        ((1, 6, 4), 1),
+        ((1, 7, 4), 0),
+        ((2, 7, 4), 1),
+        ((1, 7), 1),
+        ((1, 7, 2, 2), 1),
+    ],
 )
 def test_a_table_that_does_not_fit_the_grid_is_refused(shape, prefix):
     words = re.escape(f"(1, {prefix} + 2 * 3, D), got {shape}")

@@ -583,6 +583,7 @@ def test_the_length_of_a_position_does_not_matter():
         ((2, 7, 4), 1),
         ((1, 7), 1),
         ((1, 7, 2, 2), 1),
+        ((1, 5, 4), -1),
     ],
 )
 def test_a_table_that_does_not_fit_the_grid_is_refused(shape, prefix):
@@ -631,7 +632,8 @@ def test_a_line_that_falls_with_distance_has_correlation_1():
 
 
 @pytest.mark.parametrize(
-    "shape", [(9, 9), (3, 3, 3), (2, 3, 3, 2), (2, 3, 2, 3, 1), (1, 2, 1, 2)]
+    "shape",
+    [(9, 9), (3, 3, 3), (2, 3, 3, 2), (2, 3, 2, 3, 1), (1, 2, 1, 2), (9,), ()],
 )
 def test_a_similarity_of_another_shape_is_refused(shape):
     words = re.escape(f"at least 3 patches, got {shape}")
@@ -733,3 +735,26 @@ def test_as_many_filters_as_there_are_can_be_found(width, count, words):
 def test_a_model_without_a_convolution_has_no_filters():
     with pytest.raises(ValueError, match="hold a convolution, got none"):
         patch_filters(nn.Linear(2, 2), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16])
+def test_a_distance_is_computed_in_float32_at_least(dtype):
+    weights = torch.ones(4, 4, dtype=dtype)
+    distance = attention_distance(weights, 2, num_prefix_tokens=0)
+    assert distance.dtype == torch.float32
+    assert distance == pytest.approx((2 + 2**0.5) / 4, rel=1e-6)
+
+
+def test_the_correlation_of_half_precision_does_not_overflow():
+    table = sincos_pos_embed(14, 64)
+    similarity = position_similarity(table, 14, num_prefix_tokens=0)
+    assert distance_correlation(similarity.half()) == pytest.approx(
+        distance_correlation(similarity), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_table_that_is_the_same_everywhere_has_no_correlation(value):
+    similarity = position_similarity(torch.full((1, 10, 4), value), 3)
+    with pytest.raises(ValueError, match="same for all pairs, got only"):
+        distance_correlation(similarity)

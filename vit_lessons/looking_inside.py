@@ -95,7 +95,11 @@ def position_similarity(
     """
     gh, gw = as_pair("grid_size", grid_size)
     tokens = num_prefix_tokens + gh * gw
-    if pos_embed.ndim != 3 or pos_embed.shape[:2] != (1, tokens):
+    if (
+        num_prefix_tokens < 0
+        or pos_embed.ndim != 3
+        or pos_embed.shape[:2] != (1, tokens)
+    ):
         raise ValueError(
             f"pos_embed must be (1, {num_prefix_tokens} + {gh} * {gw}, D), got "
             f"{tuple(pos_embed.shape)}"
@@ -143,18 +147,24 @@ def distance_correlation(similarity: Tensor) -> float:
         if the table knows nothing of the grid. A patch and itself is no pair.
 
     Raises:
-        ValueError: similarity is not (gh, gw, gh, gw), or there are fewer than
-            three patches.
+        ValueError: similarity is not (gh, gw, gh, gw), there are fewer than
+            three patches, or all pairs are equally similar.
     """
-    gh, gw = similarity.shape[:2]
-    if similarity.shape != (gh, gw, gh, gw) or gh * gw < 3:
+    grid_size = similarity.shape[:2]
+    if similarity.shape != (*grid_size, *grid_size) or grid_size.numel() < 3:
         raise ValueError(
             "similarity must be (gh, gw, gh, gw) with at least 3 patches, got "
             f"{tuple(similarity.shape)}"
         )
-    pairs = ~torch.eye(gh * gw, dtype=torch.bool)
-    alike = similarity.cpu().reshape(gh * gw, -1)[pairs]
-    near = -patch_distances((gh, gw))[pairs].to(alike)
+    n = grid_size.numel()
+    pairs = ~torch.eye(n, dtype=torch.bool)
+    alike = similarity.cpu().double().reshape(n, n)[pairs]
+    near = -patch_distances(tuple(grid_size))[pairs].to(alike)
+    if alike.min() == alike.max():
+        raise ValueError(
+            "similarity must not be the same for all pairs, got only "
+            f"{alike[0].item()}"
+        )
     return torch.corrcoef(torch.stack([alike, near]))[0, 1].item()
 
 
@@ -265,13 +275,14 @@ def attention_distance(
     Source: Dosovitskiy et al. 2021, figure 7 right and appendix D.7,
     https://arxiv.org/abs/2010.11929
     """
-    distances = patch_distances(grid_size, patch_size).to(weights)
+    distances = patch_distances(grid_size, patch_size).to(weights.device)
     tokens = num_prefix_tokens + len(distances)
     if weights.shape[-2:] != (tokens, tokens):
         raise ValueError(
             f"weights must be (..., {tokens}, {tokens}), got "
             f"{tuple(weights.shape)}"
         )
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float))
     among = patch_attention(weights, num_prefix_tokens=num_prefix_tokens)
     return (among * distances).sum(dim=-1).mean(dim=-1)
 
@@ -347,7 +358,8 @@ def class_attention(
         )
     if not 0 <= token < num_prefix_tokens:
         raise ValueError(
-            f"token must be in 0..{num_prefix_tokens - 1}, got {token}"
+            "token must be the place of a prefix token, of which there are "
+            f"{num_prefix_tokens}, got {token}"
         )
     row = weights[..., token, num_prefix_tokens:]  # (..., N)
     total = row.sum(dim=-1, keepdim=True)

@@ -19,6 +19,7 @@ from vit_lessons import download
 from vit_lessons.data import (
     DatasetError,
     ImageDataset,
+    crop_photographs,
     load_cifar10,
     load_data,
     load_digits,
@@ -56,6 +57,58 @@ def test_an_int_is_a_square_of_the_middle():
 def test_an_unknown_photograph_is_refused():
     with pytest.raises(ValueError, match=r'"china" or "flower", got \'cat\''):
         load_photograph("cat")
+
+
+def places_of(crop, photographs, columns):
+    """Where the crop stands in the given columns of the photographs."""
+    part = photographs[..., columns]
+    windows = part.unfold(2, crop.shape[1], 1).unfold(3, crop.shape[2], 1)
+    same = windows == crop[None, :, None, None]  # (2, 3, rows, columns, H, W)
+    return same.all(dim=5).all(dim=4).all(dim=1).nonzero().tolist()
+
+
+def test_crops_are_cut_from_the_photographs_and_test_crops_from_the_left():
+    both = [load_photograph(name, (213, 320)) for name in ("china", "flower")]
+    photographs = torch.stack(both)
+    left, right = slice(120), slice(120, 320)
+    for test, own, other in ((False, right, left), (True, left, right)):
+        crops = crop_photographs(6, (8, 12), seed=3, test=test)
+        assert crops.shape == (6, 3, 8, 12)
+        found = [places_of(crop, photographs, own) for crop in crops]
+        assert all(found)
+        assert {place[0] for places in found for place in places} == {0, 1}
+        assert not any(places_of(c, photographs, other) for c in crops)
+
+
+def test_crops_come_from_everywhere_in_their_part():
+    (corner,) = crop_photographs(1, (213, 200))  # the only place, one of two
+    china, flower = (
+        load_photograph(name, (213, 320))[..., 120:]
+        for name in ("china", "flower")
+    )
+    assert corner.equal(china) or corner.equal(flower)
+    pixels = crop_photographs(4000, (212, 1), seed=1)  # 2 rows, 200 columns
+    kinds = {pixel.numpy().tobytes() for pixel in pixels}
+    assert len(kinds) > 0.97 * 2 * 2 * 200
+
+
+def test_a_seed_repeats_the_crops_and_another_one_does_not():
+    crops = crop_photographs(5, 16, seed=1)
+    assert crops.equal(crop_photographs(5, 16, seed=1))
+    assert not crops.equal(crop_photographs(5, 16, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "test", "message"),
+    [
+        (0, 8, False, "num_images must be positive, got 0"),
+        (1, (214, 8), False, r"size must be at most \(213, 200\)"),
+        (1, (8, 121), True, r"size must be at most \(213, 120\)"),
+    ],
+)
+def test_crops_that_cannot_be_cut_are_refused(count, size, test, message):
+    with pytest.raises(ValueError, match=message):
+        crop_photographs(count, size, test=test)
 
 
 def test_the_digits_are_1797_images_with_labels():

@@ -14,6 +14,7 @@ from vit_lessons.procedural import (
     TILE,
     make_match,
     make_shapes,
+    shape_masks,
 )
 
 both = pytest.mark.parametrize(
@@ -388,3 +389,31 @@ def test_unknown_kinds_are_refused(kinds):
         ValueError, match=r"some of disc, .*, ring, .*, corner, got "
     ):
         make_shapes(5, kinds=kinds)
+
+
+@pytest.mark.parametrize("kinds", [SHAPES, NEW_SHAPES])
+@pytest.mark.parametrize("size", [16, 48])
+def test_a_mask_covers_the_pixels_that_have_the_color_of_the_shape(size, kinds):
+    count = 200
+    images, _ = make_shapes(count, seed=5, size=size, kinds=kinds)
+    masks = shape_masks(count, seed=5, size=size, kinds=kinds)
+    assert masks.shape == (count, 1, size, size)
+    assert masks.dtype == torch.float32
+    assert masks.min() == 0
+    assert masks.max() == 1
+    inside, outside = (masks == 1).float(), (masks == 0).float()
+    color = (images * inside).sum((2, 3)) / inside.sum((2, 3))  # (B, 3)
+    distance = (images - color[..., None, None]).abs().amax(1, keepdim=True)
+    # Inside there is one color and noise; the largest of three numbers of a
+    # normal distribution is beyond 4 deviations once in 5000 times.
+    alike = distance < 4.5 * NOISE
+    assert (alike * inside).sum() / inside.sum() > 0.99
+    # Outside there is the ground, which is darker, and a blob.
+    assert (alike * outside).sum() / outside.sum() < 0.1
+
+
+def test_a_mask_has_a_size_and_kinds_that_make_sense():
+    with pytest.raises(ValueError, match="size must be positive, got 0"):
+        shape_masks(1, size=0)
+    with pytest.raises(ValueError, match="kinds must be some of"):
+        shape_masks(1, kinds=("star",))

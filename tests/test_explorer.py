@@ -26,7 +26,8 @@ FILES = ("explorer.css", "explorer.html", "explorer.js")
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>A page</title>
 <style>html {{ color-scheme: {scheme} }}</style></head>
-<body><main><h1>A page</h1>{body}<p>The end.</p></main></body></html>"""
+<body><main><h1>A page</h1><figure>Another figure</figure>
+{body}<p>The end.</p></main></body></html>"""
 
 
 def attention(*shape, seed=0):
@@ -131,9 +132,11 @@ def test_a_notebook_shows_the_html_and_compares_a_fixed_text():
     assert repr(shown) == "AttentionExplorer(...)"
 
 
-def test_weights_in_bfloat16_are_taken():
+def test_weights_that_were_rounded_are_taken():
     half = [layer.bfloat16() for layer in WEIGHTS]
     assert data_of(explorer(weights=half).html)["heads"] == [3, 2]
+    over = torch.eye(13).expand(2, 1, 13, 13) * 1.004  # 100 %
+    assert data_of(explorer(weights=[over]).html)["facts"][1][0][8:11] == "___"
 
 
 def test_a_wheel_holds_the_three_files():
@@ -454,6 +457,11 @@ def test_the_keyboard_reaches_all_in_order_and_shows_where_it_is(page):
         )
         order.append(name)
         assert outline == "solid", name
+    assert page.tab.get_by_role(
+        "application",
+        name="Where the patches of an image look: arrow keys choose a patch",
+        exact=True,
+    ).is_visible()
     buttons = ["class token", "a patch"]
     assert order == ["image", "layer", "head", *buttons, "stage"]
 
@@ -525,13 +533,12 @@ def test_other_grids_tokens_heads_and_gray_images(
 
 
 def test_a_token_that_gives_the_patches_nothing(page):
-    weights = torch.zeros(1, 1, 13, 13)
+    weights = torch.zeros(1, 2, 13, 13)
     weights[..., 0] = 1
     page.show(explorer(IMAGES[:1], [weights]))
-    assert page.text.startswith(
-        "The class token (layer 1, head 1) gives 100 % to itself, its largest"
-    )
-    assert len(set(page.colors)) == 1
+    row = weights[0, 0, 0]
+    assert page.text == sentence(row, 0, "layer 1, mean of the heads")
+    assert set(page.colors) == {(0, 0, 4, 255)}
 
 
 def test_two_explorers_do_not_disturb_each_other(page):
@@ -541,9 +548,10 @@ def test_two_explorers_do_not_disturb_each_other(page):
     page.tab.mouse.click(*page.place(7))
     assert page.framed() == 7
     assert two.inner_text() == before
+    text, colors = page.text, page.colors
     page.tab.locator("#two .stage").press("ArrowRight")
-    assert page.framed() == 7
     assert two.inner_text() != before
+    assert (page.framed(), page.text, page.colors) == (7, text, colors)
 
 
 INSERT = """(html) => {
@@ -579,17 +587,21 @@ def test_a_saved_page_works(page):
     assert page.framed() == 7
 
 
+@on_phone
 def test_nothing_moves_when_the_sentence_changes(page):
-    page.show(usual())
-    lines = set()
-    boxes = set()
-    for n in range(12):
-        page.tab.mouse.move(*page.place(n))
-        lines.add(len(page.text))
-        box = page.find("figure").bounding_box()
-        boxes.add((box["y"], box["height"]))
-    assert len(lines) > 1
-    assert len(boxes) == 1
+    weights = attention(1, 1, 14, 14)
+    weights[0, 0, 1] = torch.eye(14)[0]  # token 2 looks at the class token
+    page.show(explorer(IMAGES[:1], [weights], num_prefix_tokens=2))
+    heights, places = set(), set()
+    for name in ("class token", "token 2", "a patch"):
+        page.tab.get_by_role("button", name=name).click()
+        box = "text => { const all = document.createRange();"
+        box += "all.selectNodeContents(text);"
+        box += "return all.getBoundingClientRect().height }"
+        heights.add(page.find(".now").evaluate(box))
+        places.add(page.find(".help").evaluate("help => help.offsetTop"))
+    assert len(heights) > 1
+    assert len(places) == 1
 
 
 def test_without_scripts_the_picture_of_the_start_is_seen(browser):  # noqa: F811

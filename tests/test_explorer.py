@@ -587,6 +587,13 @@ def test_a_saved_page_works(page):
     assert page.framed() == 7
 
 
+HEIGHT_OF_LINES = """(text) => {
+    const lines = document.createRange();
+    lines.selectNodeContents(text);
+    return lines.getBoundingClientRect().height;
+}"""
+
+
 @on_phone
 def test_nothing_moves_when_the_sentence_changes(page):
     weights = attention(1, 1, 14, 14)
@@ -595,10 +602,7 @@ def test_nothing_moves_when_the_sentence_changes(page):
     heights, places = set(), set()
     for name in ("class token", "token 2", "a patch"):
         page.tab.get_by_role("button", name=name).click()
-        box = "text => { const all = document.createRange();"
-        box += "all.selectNodeContents(text);"
-        box += "return all.getBoundingClientRect().height }"
-        heights.add(page.find(".now").evaluate(box))
+        heights.add(page.find(".now").evaluate(HEIGHT_OF_LINES))
         places.add(page.find(".help").evaluate("help => help.offsetTop"))
     assert len(heights) > 1
     assert len(places) == 1

@@ -1116,9 +1116,12 @@ def test_the_mean_of_no_patch_is_near_the_border_of_a_level():
 @pytest.mark.parametrize(("name", "candidate"), ALL_RIGHT[::4])
 def test_check_leaves_the_random_states_as_they_were(name, candidate):
     def states():
-        numbers = np.random.get_state()[1].tolist()
-        return random.getstate(), numbers, torch.get_rng_state().tolist()
+        kind, numbers, *place = np.random.get_state()
+        numpy = kind, numbers.tolist(), place
+        return random.getstate(), numpy, torch.get_rng_state().tolist()
 
+    np.random.rand(3)
+    random.random()
     before = states()
     check(name, candidate)
     assert states() == before
@@ -1135,6 +1138,7 @@ def test_random_numbers_are_the_same_in_each_check():
     check("draw_mask", candidate)
     first = drawn.copy()
     drawn.clear()
+    random.random(), np.random.rand(), torch.rand(())
     check("draw_mask", candidate)
     assert drawn == first
 

@@ -14,6 +14,7 @@ from vit_lessons.checks import (
     mlp,
     patch_embedding,
     position_embedding,
+    self_supervision,
     training,
     vision_transformer,
 )
@@ -35,6 +36,7 @@ _EXERCISES: dict[str, Exercise] = {
         inductive_bias,
         hybrid,
         fine_tuning,
+        self_supervision,
     )
     for exercise in chapter.EXERCISES
 }

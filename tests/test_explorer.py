@@ -15,7 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from test_book import browser, missing  # noqa: F401
+from browsers import missing
 
 from vit_lessons.explorer import ALPHABET, AttentionExplorer, attention_explorer
 from vit_lessons.procedural import make_shapes
@@ -261,7 +261,7 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def desktop(browser):  # noqa: F811
+def desktop(browser):
     context = browser.new_context(
         reduced_motion="reduce", viewport={"width": 900, "height": 700}
     )
@@ -270,7 +270,7 @@ def desktop(browser):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def phone(browser):  # noqa: F811
+def phone(browser):
     context = browser.new_context(
         has_touch=True, is_mobile=True, viewport={"width": 320, "height": 500}
     )
@@ -608,7 +608,7 @@ def test_nothing_moves_when_the_sentence_changes(page):
     assert len(places) == 1
 
 
-def test_without_scripts_the_picture_of_the_start_is_seen(browser):  # noqa: F811
+def test_without_scripts_the_picture_of_the_start_is_seen(browser):
     context = browser.new_context(java_script_enabled=False)
     page = Shown(context.new_page())
     page.show(explorer(description="Weights of <two> layers"))

@@ -28,6 +28,7 @@ SUPPORT = {
     "checks",
     "data",
     "download",
+    "explorer",
     "models",
     "plotting",
     "procedural",

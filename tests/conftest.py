@@ -1,0 +1,3 @@
+"""Fixtures of several test files."""
+
+from browsers import browser  # noqa: F401

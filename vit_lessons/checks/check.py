@@ -11,6 +11,7 @@ from vit_lessons.checks import (
     fine_tuning,
     hybrid,
     inductive_bias,
+    looking_inside,
     mlp,
     patch_embedding,
     position_embedding,
@@ -35,6 +36,7 @@ _EXERCISES: dict[str, Exercise] = {
         inductive_bias,
         hybrid,
         fine_tuning,
+        looking_inside,
     )
     for exercise in chapter.EXERCISES
 }

@@ -955,6 +955,9 @@ NONSENSE = {
 SENSE = {
     ("relative_position_index", "rounded"),
     ("relative_position_index", "turned"),
+    ("draw_mask", "turned"),
+    ("draw_mask", "boolean"),
+    ("mean_color_classes", "rounded"),
 }
 
 

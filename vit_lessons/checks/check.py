@@ -11,6 +11,7 @@ from vit_lessons.checks import (
     fine_tuning,
     hybrid,
     inductive_bias,
+    looking_inside,
     mlp,
     patch_embedding,
     position_embedding,
@@ -37,6 +38,7 @@ _EXERCISES: dict[str, Exercise] = {
         hybrid,
         fine_tuning,
         self_supervision,
+        looking_inside,
     )
     for exercise in chapter.EXERCISES
 }

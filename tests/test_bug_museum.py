@@ -2851,7 +2851,7 @@ def test_a_reshape_of_uneven_masks_moves_tokens_to_another_image():
 def test_the_autoencoder_refuses_uneven_masks():
     model, mask = autoencoder_of_patches((8, 12), 4, 12), mask_of_two()
     mask[0, 0] = False
-    with pytest.raises(ValueError, match=r"as many True in each row"):
+    with pytest.raises(ValueError, match="as many patches in each row"):
         model(torch.zeros(2, 3, 8, 12), mask)
 
 

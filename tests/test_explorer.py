@@ -667,6 +667,16 @@ def swipe(page, start, x, y):
     session.detach()
 
 
+def wait_until_still(page):
+    """A page goes on for a while after the finger has left it."""
+    page.tab.wait_for_function(
+        """() => new Promise((done) => {
+            const before = scrollY;
+            setTimeout(() => done(scrollY === before), 200);
+        })"""
+    )
+
+
 @on_phone
 def test_a_finger_that_moves_up_scrolls_the_page_and_chooses_nothing(page):
     page.show(usual(query=0))
@@ -679,6 +689,8 @@ def test_a_finger_that_moves_up_scrolls_the_page_and_chooses_nothing(page):
 @on_phone
 def test_a_finger_that_moves_sideways_chooses(page):
     page.show(usual(query=0))
+    page.find(".stage").scroll_into_view_if_needed()
+    wait_until_still(page)
     start, end = page.place(4), page.place(7)
     before = page.tab.evaluate("scrollY")
     swipe(page, start, end[0] - start[0], 0)

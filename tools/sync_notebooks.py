@@ -178,6 +178,7 @@ def needs_run(notebook: NotebookNode) -> bool:
 def execute(notebook: NotebookNode, folder: Path) -> None:
     """Run all cells in a fresh kernel and keep clean outputs."""
     os.environ["TQDM_DISABLE"] = "1"  # progress bars leave nothing stored
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as conftest.py
     NotebookClient(
         notebook,
         timeout=300,

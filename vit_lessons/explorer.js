@@ -155,7 +155,9 @@
     draw();
   };
   root.querySelectorAll("button").forEach((button, t) => {
-    button.onclick = () => choose(t < prefix ? t : prefix + patch, false);
+    // A token stays when the mouse crosses the picture.
+    const isToken = t < prefix;
+    button.onclick = () => choose(isToken ? t : prefix + patch, isToken);
   });
 
   // --- Mouse, finger, keyboard -------------------------------------------

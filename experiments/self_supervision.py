@@ -15,7 +15,6 @@ import torch
 from digits import TINY
 from runner import record
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from vit_lessons import (
@@ -145,12 +144,7 @@ def pretrained(
 def evaluate_rotation(
     model: nn.Module, loader: DataLoader
 ) -> tuple[float, float]:
-    model.eval()
-    with torch.inference_mode():
-        images, labels = rotate_images(next(iter(loader))[0])
-        logits = model(images)
-    right = (logits.argmax(1) == labels).float().mean()
-    return cross_entropy(logits, labels).item(), 100 * right.item()
+    return evaluate(model, (rotate_images(images) for images, _ in loader))
 
 
 def run(

@@ -23,6 +23,9 @@ Chapter 12, self_supervision: draw_mask, CORRUPTIONS, draw_corruption,
 Chapter 13, looking_inside: patch_filters, position_similarity,
     patch_distances, distance_correlation, attention_weights, patch_attention,
     attention_distance, attention_rollout, class_attention
+Chapter 14, deit: DEIT_PRESETS, DistilledVisionTransformer,
+    hard_distillation_loss, soft_distillation_loss, ask_teacher,
+    RepeatedAugmentation, deit_augmentation, deit_mix
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and
@@ -34,6 +37,7 @@ weights of attention, to look through), recorded
 
 from vit_lessons.attention import *  # noqa: F403
 from vit_lessons.class_token import *  # noqa: F403
+from vit_lessons.deit import *  # noqa: F403
 from vit_lessons.encoder_block import *  # noqa: F403
 from vit_lessons.fine_tuning import *  # noqa: F403
 from vit_lessons.hybrid import *  # noqa: F403

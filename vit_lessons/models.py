@@ -6,12 +6,18 @@ from typing import Any
 
 from torch import nn
 
+from vit_lessons.deit import DEIT_PRESETS, DistilledVisionTransformer
 from vit_lessons.vision_transformer import VIT_PRESETS, VisionTransformer
 
 __all__ = ["create_model", "list_models"]
 
 _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
-    name: (VisionTransformer, preset) for name, preset in VIT_PRESETS.items()
+    name: (model, preset)
+    for model, presets in (
+        (VisionTransformer, VIT_PRESETS),
+        (DistilledVisionTransformer, DEIT_PRESETS),
+    )
+    for name, preset in presets.items()
 }
 
 

@@ -303,10 +303,23 @@ def deit_augmentation(
         a PIL image or a tensor (C, H, W), uint8 or in [0, 1] -> (C, height,
         width), float32, of about mean 0 and standard deviation 1
 
+    Raises:
+        ValueError: magnitude is not in 0..30, mean and std are not as many,
+            or a probability is none.
+
     Source: Touvron et al. 2021, table 9, https://arxiv.org/abs/2012.12877
     """
     from torchvision.transforms import v2
 
+    if magnitude not in range(31):
+        raise ValueError(f"magnitude must be in 0..30, got {magnitude}")
+    if len(mean) != len(std):
+        raise ValueError(
+            f"mean and std must be as many, got {len(mean)} and {len(std)}"
+        )
+    for name, probability in (("flip", flip), ("erasing", erasing)):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"{name} must be in 0..1, got {probability}")
     modes = v2.InterpolationMode
     one_change = v2.RandAugment(
         num_ops=1,

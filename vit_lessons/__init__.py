@@ -24,8 +24,8 @@ Chapter 13, looking_inside: patch_filters, position_similarity,
     patch_distances, distance_correlation, attention_weights, patch_attention,
     attention_distance, attention_rollout, class_attention
 Chapter 14, deit: DEIT_PRESETS, DistilledVisionTransformer,
-    hard_distillation_loss, soft_distillation_loss, ask_teacher,
-    RepeatedAugmentation, deit_augmentation, deit_mix
+    refuse_unequal_shapes, hard_distillation_loss, soft_distillation_loss,
+    ask_teacher, RepeatedAugmentation, deit_augmentation, deit_mix
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and

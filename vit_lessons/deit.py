@@ -30,6 +30,7 @@ __all__ = [
     "deit_augmentation",
     "deit_mix",
     "hard_distillation_loss",
+    "refuse_unequal_shapes",
     "soft_distillation_loss",
 ]
 
@@ -100,6 +101,32 @@ class DistilledVisionTransformer(VisionTransformer):
         return (logits + dist_logits) / 2
 
 
+def refuse_unequal_shapes(
+    logits: Tensor, dist_logits: Tensor, labels: Tensor, teacher_logits: Tensor
+) -> None:
+    """Refuse what would be broadcast, or is one row of an answer.
+
+    Args:
+        logits, dist_logits, labels, teacher_logits: As those of
+            hard_distillation_loss.
+
+    Raises:
+        ValueError: The logits are not all (B, K), or labels are not (B,) or
+            (B, K).
+    """
+    shape = tuple(logits.shape)
+    others = (tuple(dist_logits.shape), tuple(teacher_logits.shape))
+    if len(shape) != 2 or others != (shape, shape):
+        raise ValueError(
+            "logits, dist_logits and teacher_logits must all be (B, K), got "
+            f"{shape}, {others[0]} and {others[1]}"
+        )
+    if tuple(labels.shape) not in (shape, shape[:1]):
+        raise ValueError(
+            f"labels must be {shape[:1]} or {shape}, got {tuple(labels.shape)}"
+        )
+
+
 def hard_distillation_loss(
     logits: Tensor,
     dist_logits: Tensor,
@@ -128,7 +155,7 @@ def hard_distillation_loss(
 
     Source: Touvron et al. 2021, equation 3, https://arxiv.org/abs/2012.12877
     """
-    _check_distillation(logits, dist_logits, labels, teacher_logits)
+    refuse_unequal_shapes(logits, dist_logits, labels, teacher_logits)
     loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     teacher_loss = F.cross_entropy(dist_logits, teacher_logits.argmax(dim=1))
     return (loss + teacher_loss) / 2
@@ -170,7 +197,7 @@ def soft_distillation_loss(
     Source: Touvron et al. 2021, equation 2, https://arxiv.org/abs/2012.12877,
     after Hinton et al. 2015, https://arxiv.org/abs/1503.02531
     """
-    _check_distillation(logits, dist_logits, labels, teacher_logits)
+    refuse_unequal_shapes(logits, dist_logits, labels, teacher_logits)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if not 0 <= weight <= 1:
@@ -183,22 +210,6 @@ def soft_distillation_loss(
         log_target=True,
     )
     return (1 - weight) * loss + weight * temperature**2 * distance
-
-
-def _check_distillation(
-    logits: Tensor, dist_logits: Tensor, labels: Tensor, teacher_logits: Tensor
-) -> None:
-    shape = tuple(logits.shape)
-    others = (tuple(dist_logits.shape), tuple(teacher_logits.shape))
-    if len(shape) != 2 or others != (shape, shape):
-        raise ValueError(
-            "logits, dist_logits and teacher_logits must all be (B, K), got "
-            f"{shape}, {others[0]} and {others[1]}"
-        )
-    if tuple(labels.shape) not in (shape, shape[:1]):
-        raise ValueError(
-            f"labels must be {shape[:1]} or {shape}, got {tuple(labels.shape)}"
-        )
 
 
 def ask_teacher(

@@ -20,7 +20,7 @@ test: $(VENV)/.test  ## Run all checks; tests/test_book.py builds the book
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/sync_notebooks.py --check
-	$(BIN)/python -m pytest --nbval
+	$(BIN)/python -m pytest --nbval --numprocesses auto --dist loadfile
 
 lab: $(VENV)/.test  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -10,7 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_lessons import (
+    DEIT_PRESETS,
     VIT_PRESETS,
+    DistilledVisionTransformer,
     VisionTransformer,
     create_model,
     list_models,
@@ -23,6 +25,9 @@ PARAMETERS = {
     "vit_base_patch16_224": 86_567_656,
     "vit_large_patch16_224": 304_326_632,
     "vit_huge_patch14_224": 632_045_800,
+    "deit_tiny_distilled_patch16_224": 5_910_800,
+    "deit_small_distilled_patch16_224": 22_436_432,
+    "deit_base_distilled_patch16_224": 87_338_192,
 }
 
 
@@ -47,7 +52,7 @@ def giga_macs(function):
 
 def test_each_preset_is_listed():
     assert list_models() == list(PARAMETERS)
-    assert VIT_PRESETS.keys() <= set(list_models())
+    assert VIT_PRESETS.keys() | DEIT_PRESETS.keys() <= set(list_models())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -89,6 +94,14 @@ def test_a_preset_costs_what_torchvision_says(name, weights):
     count = giga_macs(lambda x: model.head(pool(model.forward_features(x))))
     assert count == pytest.approx(published, rel=0.01)
     assert 0.9 * count < giga_macs(model) < 0.99 * count
+
+
+def test_a_preset_is_built_by_its_own_class():
+    for presets, kind in (
+        (VIT_PRESETS, VisionTransformer),
+        (DEIT_PRESETS, DistilledVisionTransformer),
+    ):
+        assert {type(on_meta(create_model, name)) for name in presets} == {kind}
 
 
 def test_overrides_replace_and_complete_the_preset():

@@ -381,6 +381,8 @@ def deit_mix(num_classes: int) -> v2.RandomChoice:
 #: Arguments of DistilledVisionTransformer for the published sizes, by timm's
 #: names. They are those of the ViT of the same size.
 DEIT_PRESETS: dict[str, dict[str, Any]] = {
-    f"deit_{name}_distilled_patch16_224": VIT_PRESETS[f"vit_{name}_patch16_224"]
+    f"deit_{name}_distilled_patch16_224": {
+        **VIT_PRESETS[f"vit_{name}_patch16_224"]
+    }
     for name in ("tiny", "small", "base")
 }

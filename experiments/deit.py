@@ -277,6 +277,14 @@ def settings(
     }
 
 
+def seeds(settings: dict[str, str | bool | int]) -> int:
+    """Ten where the differences are small; five for the slowest runs."""
+    slow = settings["augmentation"] == "recipe" or (
+        settings["teacher"] not in ("none", "CNN")
+    )
+    return 5 if slow else 10
+
+
 HARD = "hard, token"
 CONFIGURATIONS = [
     settings("shapes", "none", "labels", 700),
@@ -319,5 +327,5 @@ if __name__ == "__main__":
         run,
         CONFIGURATIONS,
         quick=(CONFIGURATIONS[::4], {"steps": 12}),
-        seeds=10,
+        seeds=seeds,
     )

@@ -46,7 +46,7 @@ def record(
     configurations: list[Settings],
     *,
     quick: tuple[list[Settings], dict[str, Any]],
-    seeds: int = 5,
+    seeds: int | Callable[[Settings], int] = 5,
 ) -> None:
     """Run each configuration with each seed, on all cores, and record it.
 
@@ -57,7 +57,7 @@ def record(
         configurations: The settings of each configuration.
         quick: The configurations of --quick, and the settings that replace
             theirs there.
-        seeds: Runs of each configuration.
+        seeds: Runs of each configuration, or a function that tells them.
     """
     name = Path(script).stem
     parser = argparse.ArgumentParser(description=f"The experiment {name}.")
@@ -73,7 +73,7 @@ def record(
     jobs = [
         {"settings": settings, "seed": seed}
         for settings in configurations
-        for seed in range(seeds)
+        for seed in range(seeds(settings) if callable(seeds) else seeds)
     ]
     partial = PARTIAL / f"{name}-{commit}.jsonl"
     runs = list(_run_all(run, jobs, partial))

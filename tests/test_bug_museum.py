@@ -2172,9 +2172,9 @@ class StudentThatAsks(nn.Module):
 
 
 def the_teacher_answers_as_it_did(wrap):
-    teacher, images = randomize(SmallCNN()).eval(), random(2, 3, 8, 12)
-    before = teacher(images)
-    model = wrap(small(DistilledVisionTransformer), teacher)
+    teacher, images = randomize(SmallCNN()), random(2, 3, 8, 12)
+    before = teacher.eval()(images)
+    model = wrap(small(DistilledVisionTransformer), teacher.train())
     _, teacher_logits = model.train()(images)
     assert_equal(teacher_logits, before)
     assert_equal(teacher.eval()(images), before)

@@ -6,6 +6,7 @@ The page book/bug_museum.md quotes the wrong forms and the proofs from here.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,23 +33,29 @@ from torchvision.transforms import v2
 from vit_lessons import (
     VIT_PRESETS,
     ConvStem,
+    DistilledVisionTransformer,
     EncoderBlock,
     HybridVisionTransformer,
     MaskedAutoencoder,
     Mlp,
     MultiHeadSelfAttention,
     PatchEmbed,
+    RepeatedAugmentation,
     SmallCNN,
     VisionTransformer,
+    ask_teacher,
     attention_distance,
     attention_rollout,
     attention_weights,
     class_attention,
     class_colors,
+    deit_augmentation,
+    deit_mix,
     draw_mask,
     equivariance_error,
     evaluate,
     fit,
+    hard_distillation_loss,
     is_part_of,
     layerwise_learning_rates,
     learning_rate_groups,
@@ -67,6 +74,7 @@ from vit_lessons import (
     scaled_dot_product_attention,
     shuffle_patches,
     sincos_pos_embed,
+    soft_distillation_loss,
     train_one_epoch,
     unpatchify,
     warmup_cosine,
@@ -1951,6 +1959,402 @@ def maps_where_one_place_is_brightest() -> list[str]:
     return [f"{(places == place).sum()}" for places in brightest]
 
 
+# --- Chapter 14: DeiT --------------------------------------------------
+
+
+def distance_to_one_class(dist_logits, teacher_logits, temperature):
+    classes = teacher_logits.shape[1]
+    # wrong: one class is left of them
+    teacher = F.one_hot(teacher_logits.argmax(dim=1), classes)
+    student = (dist_logits / temperature).log_softmax(dim=1)
+    teacher = teacher.to(student)
+    distance = F.kl_div(student, teacher, reduction="batchmean")
+    return temperature**2 * distance
+
+
+def distance_of_the_package(
+    dist_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    return soft_distillation_loss(
+        dist_logits,
+        dist_logits,
+        torch.zeros(len(dist_logits), dtype=torch.long),  # have no weight
+        teacher_logits,
+        temperature=temperature,
+        weight=1.0,
+    )
+
+
+def the_second_place_counts(distance):
+    student = torch.tensor([[0.0, 1.0, 2.0]])
+    one, other = torch.tensor([[[4.0, 2.0, 0.0]], [[4.0, 0.0, 2.0]]])
+    gap = distance(student, one, 3.0) - distance(student, other, 3.0)
+    assert gap.abs() > 1e-3
+
+
+def distances_of_a_copy_to_its_teacher() -> list[str]:
+    logits = torch.tensor([[4, 2, 0]]).double()
+    numbers = [
+        f"{distance(logits, logits, 3.0):.2f}"
+        for distance in (distance_to_one_class, distance_of_the_package)
+    ]
+    shares = (logits / 3).softmax(dim=1), F.one_hot(logits.argmax(dim=1))
+    return [*numbers, *(percent(s.max().item(), 0) for s in shares)]
+
+
+def distance_over_all_numbers(dist_logits, teacher_logits, temperature):
+    distance = F.kl_div(
+        (dist_logits / temperature).log_softmax(dim=1),
+        (teacher_logits / temperature).log_softmax(dim=1),
+        reduction="sum",
+        log_target=True,
+    )
+    # wrong: B * K, and not B
+    distance = distance / teacher_logits.numel()
+    return temperature**2 * distance
+
+
+def classes_in_two_halves_are_as_far(distance):
+    student, teacher = random(2, 4, 5)
+    halves = student.repeat(1, 2), teacher.repeat(1, 2)
+    assert_equal(distance(*halves, 3.0), distance(student, teacher, 3.0))
+
+
+def weights_of_a_mean_over_classes() -> list[str]:
+    logits = random(2, 4, 1000)
+    right, wrong = (
+        distance(*logits, 3.0)
+        for distance in (distance_of_the_package, distance_over_all_numbers)
+    )
+    return [f"{right / wrong:.0f}", f"{0.1 * wrong / right:.4f}"]
+
+
+def distance_without_the_square(dist_logits, teacher_logits, temperature):
+    # wrong: no temperature**2
+    return F.kl_div(
+        (dist_logits / temperature).log_softmax(dim=1),
+        (teacher_logits / temperature).log_softmax(dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def three_times_the_logits_are_nine_times_as_far(distance):
+    student, teacher = random(2, 4, 5)
+    near = distance(student, teacher, 1.0)
+    far = distance(3 * student, 3 * teacher, 3.0)
+    assert_equal(far, 9 * near)
+
+
+def gradient_of(distance: Callable, temperature: float) -> Tensor:
+    student, teacher = random(2, 64, 10)
+    student.requires_grad_()
+    distance(student, teacher, temperature).backward()
+    return student.grad.norm()
+
+
+def gradients_at_a_high_temperature() -> list[str]:
+    """In percent of the gradient at temperature 1."""
+    return [
+        percent(
+            gradient_of(form, temperature).item() / gradient_of(form, 1).item(),
+            0,
+        )
+        for form in (distance_without_the_square, distance_of_the_package)
+        for temperature in (3, 10)
+    ]
+
+
+def distance_from_the_student(dist_logits, teacher_logits, temperature):
+    distance = F.kl_div(
+        # wrong: the student is the input
+        (teacher_logits / temperature).log_softmax(dim=1),
+        (dist_logits / temperature).log_softmax(dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * distance
+
+
+def a_sure_teacher_is_like_a_label(distance):
+    student, labels = random(4, 5), torch.tensor([3, 0, 4, 1])
+    teacher = 100 * F.one_hot(labels, 5).double()
+    assert_equal(
+        distance(student, teacher, 1.0), F.cross_entropy(student, labels)
+    )
+
+
+def distances_to_an_undecided_teacher() -> list[str]:
+    """Of a student that decides, and of one that takes all classes alike."""
+    teacher = torch.tensor([[0.49, 0.49, 0.02]]).log()
+    decides = torch.tensor([[0.96, 0.02, 0.02]]).log()
+    forms = (distance_of_the_package, distance_from_the_student)
+    return [
+        f"{distance(student, teacher, 1.0):.2f}"
+        for distance in forms
+        for student in (decides, torch.zeros(1, 3))
+    ]
+
+
+def loss_of_a_batch(model, images, labels, teacher_logits):
+    # wrong: no model.train()
+    logits, dist_logits = model(images)
+    teacher = teacher_logits.softmax(-1)
+    loss = -(labels * logits.log_softmax(-1)).sum(-1)
+    distance = -(teacher * dist_logits.log_softmax(-1)).sum(-1)
+    return (loss.mean() + distance.mean()) / 2
+
+
+def loss_in_training_mode(
+    model: nn.Module, images: Tensor, labels: Tensor, teacher_logits: Tensor
+) -> Tensor:
+    model.train()
+    return hard_distillation_loss(*model(images), labels, teacher_logits)
+
+
+def batch_of_two() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, the probabilities of their labels, logits of a teacher."""
+    labels = random(2, 1000, seed=2).softmax(dim=1)
+    return random(2, 3, 8, 12), labels, random(2, 1000, seed=3)
+
+
+def the_head_of_the_labels_ignores_the_teacher(loss):
+    images, labels, teacher_logits = batch_of_two()
+    gradients = []
+    for answer in teacher_logits, -teacher_logits:
+        model = small(DistilledVisionTransformer)  # not in training mode
+        loss(model, images, labels, answer).backward()
+        gradients.append(model.head.weight.grad)
+    assert_equal(*gradients)
+
+
+def effects_of_exchanged_answers() -> list[str]:
+    """On the second head: two images exchange what the teacher says."""
+    images, labels, teacher_logits = batch_of_two()
+
+    def gradient(loss: Callable, answers: Tensor) -> Tensor:
+        model = small(DistilledVisionTransformer)
+        for layer in model.modules():
+            if isinstance(layer, nn.LayerNorm):  # else tokens are much alike
+                nn.init.ones_(layer.weight)
+        loss(model, images, labels, answers).backward()
+        return model.head_dist.weight.grad
+
+    return [
+        f"{miss(gradient(loss, exchanged), gradient(loss, teacher_logits)):.1f}"
+        for loss in (loss_of_a_batch, loss_in_training_mode)
+        for exchanged in [teacher_logits.flip(0)]
+    ]
+
+
+class StudentWithTeacher(nn.Module):
+    def __init__(self, student, teacher):
+        super().__init__()
+        self.student = student
+        # wrong: train() reaches it too
+        self.teacher = teacher.eval()
+
+    def forward(self, images):
+        with torch.no_grad():
+            teacher_logits = self.teacher(images)
+        return self.student(images), teacher_logits
+
+
+class StudentThatAsks(nn.Module):
+    def __init__(self, student, teacher):
+        super().__init__()
+        self.student = student
+        self.ask = ask_teacher(teacher)  # a function is no submodule
+
+    def forward(self, images):
+        images, (_, teacher_logits) = self.ask(images, None)
+        return self.student(images), teacher_logits
+
+
+def the_teacher_answers_as_it_did(wrap):
+    teacher, images = randomize(SmallCNN()), random(2, 3, 8, 12)
+    before = teacher.eval()(images)
+    model = wrap(small(DistilledVisionTransformer), teacher.train())
+    _, teacher_logits = model.train()(images)
+    assert_equal(teacher_logits, before)
+    assert_equal(teacher.eval()(images), before)
+
+
+@torch.no_grad()
+def answers_of_a_teacher_in_training_mode() -> list[str]:
+    """Another class: for mixed digits, and afterwards for the digits."""
+    data = split_digits()
+    images, labels = data.train_images[:640], data.train_labels[:640]
+    torch.manual_seed(0)
+    teacher, mix = SmallCNN(1), deit_mix(10)
+    norms = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0  # keep the statistics of this one batch
+    teacher(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    order = torch.randperm(640).split(32)
+    mixed = [mix(images[batch], labels[batch])[0] for batch in order]
+
+    def classes(batches: list[Tensor]) -> Tensor:
+        return torch.cat([teacher.eval()(x).argmax(dim=1) for x in batches])
+
+    before, right = classes([images]), classes(mixed)
+    model = StudentWithTeacher(nn.Identity(), teacher).train()
+    answers = torch.cat([model(x)[1].argmax(dim=1) for x in mixed])
+    shares = answers != right, classes([images]) != before
+    return [percent(share.double().mean().item(), 0) for share in shares]
+
+
+def ask_before_mixing(teacher, images, labels, mix):
+    # wrong: of other images
+    teacher_logits = teacher(images)
+    images, labels = mix(images, labels)
+    return images, (labels, teacher_logits)
+
+
+def ask_after_mixing(
+    teacher: nn.Module, images: Tensor, labels: Tensor, mix: Callable
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return ask_teacher(teacher, mix)(images, labels)
+
+
+def the_answer_is_about_the_images(ask):
+    torch.manual_seed(0)
+    teacher, mix = small(VisionTransformer), v2.MixUp(num_classes=10)
+    images, labels = random(4, 3, 8, 12), torch.arange(4)
+    images, (_, teacher_logits) = ask(teacher, images, labels, mix)
+    assert_equal(teacher_logits, teacher(images))
+
+
+def classes_of_other_images() -> list[str]:
+    """A teacher of digits: the class whose mean image is the nearest."""
+    data = split_digits()
+    images, labels = data.train_images, data.train_labels
+    means = torch.stack([images[labels == k].mean(dim=0) for k in range(10)])
+    means = means.flatten(1)
+
+    def teacher(x: Tensor) -> Tensor:
+        return -torch.cdist(x.flatten(1), means)
+
+    right = (teacher(images).argmax(dim=1) == labels).float().mean().item()
+    torch.manual_seed(0)
+    mix, other = v2.MixUp(alpha=0.8, num_classes=10), []
+    for _ in range(10):
+        for batch in torch.randperm(len(images)).split(64):
+            mixed, (_, before) = ask_before_mixing(
+                teacher, images[batch], labels[batch], mix
+            )
+            after = teacher(mixed).argmax(dim=1)
+            other.append(after != before.argmax(dim=1))
+    share = torch.cat(other).float().mean().item()
+    return [percent(right, 0), percent(share, 0)]
+
+
+def loss_of_the_first_output(outputs, targets):
+    labels, _ = targets
+    # wrong: the second gets no loss
+    return F.cross_entropy(outputs[0], labels)
+
+
+def loss_of_both_outputs(
+    outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]
+) -> Tensor:
+    return hard_distillation_loss(*outputs, *targets)
+
+
+def a_head_that_answers_is_trained(loss_fn):
+    images, labels, teacher_logits = batch_of_two()
+    model = small(DistilledVisionTransformer).train()
+    loss = loss_fn(model(images), (labels, teacher_logits))
+    assert has_all_gradients(model, loss)
+
+
+@torch.no_grad()
+def how_sure_half_an_answer_is() -> list[str]:
+    """The class head is 99 % sure of one class of ten."""
+    model = DistilledVisionTransformer(
+        16, num_classes=10, embed_dim=64, depth=1, num_heads=1
+    )
+    model.head.bias[0] = math.log(0.99 / (0.01 / 9))
+    images = torch.zeros(1, 3, 16, 16)
+    class_head = model.train()(images)[0].softmax(dim=1)
+    both = model.eval()(images).softmax(dim=1)
+    return [percent(p[0, 0].item(), 0) for p in (class_head, both)]
+
+
+def batches_with_copies_in_a_row(num_images, batch_size, repeats):
+    order = torch.randperm(num_images)
+    # wrong: MixUp takes the one before
+    order = order.repeat_interleave(repeats)
+    return list(order[:num_images].split(batch_size))
+
+
+def batches_of_the_package(
+    num_images: int, batch_size: int, repeats: int
+) -> list[Tensor]:
+    sampler = RepeatedAugmentation(num_images, batch_size, repeats=repeats)
+    return [torch.tensor(batch) for batch in sampler]
+
+
+def no_image_is_mixed_with_itself(make_batches):
+    for batch in make_batches(48, 12, 3):
+        images = batch.double().view(-1, 1, 1, 1)
+        mix = v2.MixUp(num_classes=48)
+        mixed, _ = mix(images, batch)
+        assert (mixed != images).all()
+
+
+def shares_that_are_mixed_with_themselves() -> list[str]:
+    torch.manual_seed(0)
+    shares = []
+    for form in batches_with_copies_in_a_row, batches_of_the_package:
+        batches = torch.stack(form(1280, 128, 3))
+        same = batches == batches.roll(1, dims=1)
+        shares.append(percent(same.double().mean().item(), 0))
+    return shares
+
+
+def randaugment_of_nine():
+    # wrong: 9 of 30, and not of 10
+    return v2.RandAugment(num_ops=2, magnitude=9)
+
+
+def deit_augmentation_alone() -> Callable[[Tensor], Tensor]:
+    """Without crop, flip and noise."""
+    return deit_augmentation(
+        224, [0.0], [1.0], crop_scale=(1.0, 1.0), flip=0.0, erasing=0.0
+    )
+
+
+def largest_turn(augment):
+    """How steep an edge becomes in 100 trials, in degrees."""
+    image = torch.zeros(1, 224, 224, dtype=torch.uint8)
+    image[:, 112:] = 255  # the lower half is white
+    angles = [0.0]
+    for _ in range(100):
+        new = augment(image)[0, :, 62:163]
+        white = new > new.max() / 2
+        if white.any(dim=0).all():
+            edge = white.float().argmax(dim=0)  # row of each column
+            slope = (edge[-1] - edge[0]) / 100
+            angles.append(slope.abs().atan().rad2deg().item())
+    return max(angles)
+
+
+def turns_of_20_degrees_occur(build):
+    torch.manual_seed(0)
+    assert largest_turn(build()) > 20
+
+
+def turns_of_two_magnitudes() -> list[str]:
+    torch.manual_seed(0)
+    return [
+        f"{largest_turn(v2.RandAugment(num_ops=1, magnitude=magnitude)):.0f}"
+        for magnitude in (9, 27)
+    ]
+
+
 # --- The exhibits ------------------------------------------------------
 
 
@@ -2100,6 +2504,27 @@ def roll_out(rollout: Callable) -> Tensor:
 def stacked_weights(weights_of: Callable) -> Tensor:
     model = small(VisionTransformer)
     return torch.stack(weights_of(model, random(2, 3, 8, 12)))
+
+
+def measure_a_distance(distance: Callable) -> Tensor:
+    return distance(*random(2, 4, 5), 3.0)
+
+
+def distill_a_batch(loss: Callable) -> Tensor:
+    return loss(small(DistilledVisionTransformer), *batch_of_two())
+
+
+def train_with_a_teacher(wrap: Callable) -> Tensor:
+    teacher = randomize(SmallCNN())
+    model = wrap(small(DistilledVisionTransformer), teacher).train()
+    return model(random(2, 3, 8, 12))[1]
+
+
+def ask_a_teacher(ask: Callable) -> Tensor:
+    images, labels = random(4, 3, 8, 12), torch.arange(4)
+    mix = v2.MixUp(num_classes=10)
+    _, (_, answer) = ask(small(VisionTransformer), images, labels, mix)
+    return answer
 
 
 EXHIBITS = [
@@ -2567,6 +2992,88 @@ EXHIBITS = [
         the_length_of_a_row_does_not_count,
         maps_where_one_place_is_brightest,
     ),
+    Exhibit(
+        14,
+        distance_to_one_class,
+        distance_of_the_package,
+        measure_a_distance,
+        the_second_place_counts,
+        distances_of_a_copy_to_its_teacher,
+    ),
+    Exhibit(
+        14,
+        distance_over_all_numbers,
+        distance_of_the_package,
+        measure_a_distance,
+        classes_in_two_halves_are_as_far,
+        weights_of_a_mean_over_classes,
+    ),
+    Exhibit(
+        14,
+        distance_without_the_square,
+        distance_of_the_package,
+        measure_a_distance,
+        three_times_the_logits_are_nine_times_as_far,
+        gradients_at_a_high_temperature,
+    ),
+    Exhibit(
+        14,
+        distance_from_the_student,
+        distance_of_the_package,
+        measure_a_distance,
+        a_sure_teacher_is_like_a_label,
+        distances_to_an_undecided_teacher,
+    ),
+    Exhibit(
+        14,
+        loss_of_a_batch,
+        loss_in_training_mode,
+        distill_a_batch,
+        the_head_of_the_labels_ignores_the_teacher,
+        effects_of_exchanged_answers,
+    ),
+    Exhibit(
+        14,
+        StudentWithTeacher,
+        StudentThatAsks,
+        train_with_a_teacher,
+        the_teacher_answers_as_it_did,
+        answers_of_a_teacher_in_training_mode,
+    ),
+    Exhibit(
+        14,
+        ask_before_mixing,
+        ask_after_mixing,
+        ask_a_teacher,
+        the_answer_is_about_the_images,
+        classes_of_other_images,
+    ),
+    Exhibit(
+        14,
+        loss_of_the_first_output,
+        loss_of_both_outputs,
+        lambda loss_fn: loss_fn(
+            tuple(random(2, 2, 10)), (torch.arange(2), random(2, 10))
+        ),
+        a_head_that_answers_is_trained,
+        how_sure_half_an_answer_is,
+    ),
+    Exhibit(
+        14,
+        batches_with_copies_in_a_row,
+        batches_of_the_package,
+        lambda make_batches: torch.stack(make_batches(48, 12, 3)),
+        no_image_is_mixed_with_itself,
+        shares_that_are_mixed_with_themselves,
+    ),
+    Exhibit(
+        14,
+        randaugment_of_nine,
+        deit_augmentation_alone,
+        lambda build: build()(torch.zeros(1, 224, 224, dtype=torch.uint8)),
+        turns_of_20_degrees_occur,
+        turns_of_two_magnitudes,
+    ),
 ]
 
 
@@ -2942,6 +3449,77 @@ def test_a_rollout_that_forgets_a_residual_is_found_too(share):
         a_path_of_two_steps_is_found(rollout)
 
 
+@pytest.mark.parametrize("one_side", ["student", "teacher"])
+def test_a_temperature_on_one_side_is_found_too(one_side):
+    def distance(dist_logits, teacher_logits, temperature):
+        if one_side == "student":
+            dist_logits = dist_logits / temperature
+        else:
+            teacher_logits = teacher_logits / temperature
+        return temperature**2 * distance_of_the_package(
+            dist_logits, teacher_logits, 1.0
+        )
+
+    with pytest.raises(AssertionError):
+        three_times_the_logits_are_nine_times_as_far(distance)
+
+
+def test_the_square_is_no_matter_at_temperature_1():
+    logits = random(2, 4, 5)
+    wrong = distance_without_the_square(*logits, 1.0)
+    assert_equal(wrong, distance_of_the_package(*logits, 1.0))
+
+
+@pytest.mark.parametrize(
+    "loss_fn", [hard_distillation_loss, soft_distillation_loss]
+)
+def test_the_losses_refuse_one_answer_that_was_taken_for_two(loss_fn):
+    images, labels, teacher_logits = batch_of_two()
+    one, other = small(DistilledVisionTransformer)(images)
+    assert one.shape == other.shape == (1000,)
+    with pytest.raises(
+        ValueError, match=r"must all be \(B, K\), got \(1000,\)"
+    ):
+        loss_fn(one, other, labels, teacher_logits)
+
+
+def test_one_answer_for_three_images_cannot_be_taken_for_two():
+    model = small(DistilledVisionTransformer)
+    with pytest.raises(ValueError, match="too many values"):
+        _one, _other = model(random(3, 3, 8, 12))
+
+
+def test_in_training_mode_the_loss_of_a_batch_is_right():
+    def loss(model, *batch):
+        return loss_of_a_batch(model.train(), *batch)
+
+    the_head_of_the_labels_ignores_the_teacher(loss)
+
+
+def test_without_train_a_teacher_inside_a_student_is_right():
+    def wrap(student, teacher):
+        model = StudentWithTeacher(student, teacher)
+        model.train = lambda: model  # leaves all modes as they are
+        return model
+
+    the_teacher_answers_as_it_did(wrap)
+
+
+def test_the_distilled_model_refuses_the_weights_of_a_plain_one():
+    model = small(DistilledVisionTransformer)
+    weights = small(VisionTransformer).state_dict()
+    with pytest.raises(ValueError, match=r"no dist_token.*no head_dist"):
+        load_pretrained(model, weights)
+
+
+def test_a_fresh_second_head_halves_the_logits():
+    model, images = fresh(DistilledVisionTransformer), random(2, 3, 8, 12)
+    randomize(model.head)
+    logits, _ = model.train()(images)
+    assert logits.any()
+    assert_equal(model.eval()(images), logits / 2)
+
+
 # --- The page ----------------------------------------------------------
 
 
@@ -3091,7 +3669,12 @@ def numbers_against_the_sentences() -> list[str]:
         table = VisionTransformer().pos_embed
     pairs = [(1 + (size // 16) ** 2) ** 2 for size in (224, 448)]
     numbers += [f"{table.numel():,}", model, *(f"{n:,}" for n in pairs)]
-    return [*numbers, *changes_under_a_shift(), *changes_of_the_maps()]
+    return [
+        *numbers,
+        *changes_under_a_shift(),
+        *changes_of_the_maps(),
+        *numbers_about_deit(),
+    ]
 
 
 def changes_under_a_shift() -> list[str]:
@@ -3117,6 +3700,21 @@ def changes_of_the_maps() -> list[str]:
     after = attention_weights(model, image)
     maps, other = torch.stack(before), torch.stack(after)
     return [f"{maps.numel()}", f"{(maps != other).sum()}"]
+
+
+def numbers_about_deit() -> list[str]:
+    """Two means of two heads, batches that MixUp leaves, images of an epoch."""
+    one, difference = random(2, 100_000, 10)
+    heads = torch.stack([2 * one, 2 * one + difference])
+    means = heads.mean(dim=0), heads.softmax(dim=-1).mean(dim=0)
+    other = means[0].argmax(dim=1) != means[1].argmax(dim=1)
+    torch.manual_seed(0)
+    mix, images = v2.MixUp(alpha=0.8, num_classes=2), random(2, 3, 4, 4)
+    mixed = [mix(images, torch.arange(2))[0] for _ in range(1000)]
+    unchanged = sum(torch.allclose(x, images, atol=1e-12) for x in mixed)
+    epoch = torch.cat(batches_of_the_package(3072, 96, 3))
+    seen = [f"{len(epoch):,}", f"{len(epoch.unique()):,}"]
+    return [percent(other.double().mean().item()), f"{unchanged}", *seen]
 
 
 def test_the_wrong_sentences_are_answered_by_measured_numbers():

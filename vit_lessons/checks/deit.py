@@ -1045,16 +1045,11 @@ def _is_pair(result: Any) -> bool:
 
 
 def _other_result(outcome: Outcome) -> str | None:
-    """What to say of a result that is not of the right kind."""
-    expected, got = outcome.expected, outcome.got
-    if isinstance(got, BaseException) or kind(expected) == kind(got):
+    """What to say of a result in training that is no pair."""
+    got = outcome.got
+    if isinstance(got, BaseException) or _is_pair(got):
         return None
-    if _is_pair(expected):
-        return f"{NOT_A_PAIR} Your code returns {kind(got)}."
-    return (
-        "In evaluation your code must return one tensor, the mean of the "
-        f"logits of both heads, not {kind(got)}."
-    )
+    return f"{NOT_A_PAIR} Your code returns {kind(got)}."
 
 
 def _case(

@@ -951,8 +951,11 @@ NONSENSE = {
 }
 
 
-# What is no nonsense: whole numbers rounded, and (i, j) turned to (j, i).
+# What is no nonsense: whole numbers rounded, (i, j) turned to (j, i), and the
+# sum of one number.
+LOSSES = ("hard_distillation_loss", "soft_distillation_loss")
 SENSE = {
+    *product(LOSSES, ("mean", "sorted", "turned", "scalar")),
     ("relative_position_index", "rounded"),
     ("relative_position_index", "turned"),
     ("draw_mask", "turned"),

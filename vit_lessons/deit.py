@@ -306,22 +306,23 @@ def deit_augmentation(
         erasing: Probability of putting noise on a rectangle.
 
     Shape:
-        a PIL image or a tensor (C, H, W), uint8 or in [0, 1] -> (C, height,
-        width), float32, of about mean 0 and standard deviation 1
+        a PIL image or a tensor (C, H, W), C = 1 or 3, uint8 or in [0, 1] ->
+        (C, height, width), float32, of about mean 0 and standard deviation 1
 
     Raises:
-        ValueError: magnitude is not in 0..30, mean and std are not as many,
-            or a probability is none.
+        ValueError: magnitude is not in 0..30, mean and std do not have 1 or 3
+            numbers, or a probability is none.
 
     Source: Touvron et al. 2021, table 9, https://arxiv.org/abs/2012.12877
     """
     from torchvision.transforms import v2  # takes as long as importing torch
 
-    if magnitude not in range(31):
-        raise ValueError(f"magnitude must be in 0..30, got {magnitude}")
-    if len(mean) != len(std):
+    if not isinstance(magnitude, int) or magnitude not in range(31):
+        raise ValueError(f"magnitude must be an int in 0..30, got {magnitude}")
+    if len(mean) != len(std) or len(mean) not in (1, 3):
         raise ValueError(
-            f"mean and std must be as many, got {len(mean)} and {len(std)}"
+            "mean and std must both have 1 or 3 numbers, got "
+            f"{len(mean)} and {len(std)}"
         )
     for name, probability in (("flip", flip), ("erasing", erasing)):
         if not 0 <= probability <= 1:
@@ -336,11 +337,12 @@ def deit_augmentation(
     return v2.Compose(
         [
             v2.ToImage(),
+            # Before the crop: a bicubic one of floats leaves [0, 1].
+            v2.ToDtype(torch.uint8, scale=True),
             v2.RandomResizedCrop(
                 img_size, scale=crop_scale, interpolation=modes.BICUBIC
             ),
             v2.RandomHorizontalFlip(flip),
-            v2.ToDtype(torch.uint8, scale=True),
             # timm, and so DeiT, makes each of the two changes half the time.
             v2.RandomApply([one_change]),
             v2.RandomApply([one_change]),

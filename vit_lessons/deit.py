@@ -249,8 +249,8 @@ class RepeatedAugmentation(Sampler[list[int]]):
     Args:
         num_images: Images of the dataset.
         batch_size: Images of a batch, copies included.
-        repeats: Copies of each image, fewer of some images if batch_size is
-            no multiple of it.
+        repeats: Copies of each image, or fewer if batch_size is no multiple
+            of it.
 
     Raises:
         ValueError: Not 1 <= repeats <= batch_size <= num_images.

@@ -1009,7 +1009,9 @@ def test_the_crop_comes_first_and_is_bicubic():
         augmentation = deit_augmentation(
             (12, 20), **RAW, **options, flip=0, erasing=0
         )
-        crop = v2.RandomResizedCrop((12, 20), crop_scale, interpolation=3)
+        crop = v2.RandomResizedCrop(
+            (12, 20), crop_scale, interpolation=v2.InterpolationMode.BICUBIC
+        )
         same = 0
         for seed in range(150):
             made = draw(augmentation, image, 1, seed)[0] * 255
@@ -1114,12 +1116,15 @@ def test_the_same_seed_gives_the_same_image():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"magnitude": 31}, "magnitude must be in 0..30, got 31"),
-        ({"magnitude": -1}, "magnitude must be in 0..30, got -1"),
-        ({"magnitude": 9.5}, "magnitude must be in 0..30, got 9.5"),
+        ({"magnitude": 31}, "magnitude must be an int in 0..30, got 31"),
+        ({"magnitude": -1}, "magnitude must be an int in 0..30, got -1"),
+        ({"magnitude": 9.5}, "magnitude must be an int in 0..30, got 9.5"),
         ({"magnitude": 27.0}, "magnitude must be"),
-        ({"std": [1.0]}, "mean and std must be as many, got 3 and 1"),
-        ({"mean": [0.5] * 4, "std": [1.0] * 4}, "mean"),  # RandAugment cannot
+        (
+            {"std": [1.0]},
+            "mean and std must both have 1 or 3 numbers, got 3 and 1",
+        ),
+        ({"mean": [0.5] * 4, "std": [1.0] * 4}, "got 4 and 4"),
         ({"flip": 1.5}, "flip must be in 0..1, got 1.5"),
         ({"erasing": -0.1}, "erasing must be in 0..1, got -0.1"),
         ({"erasing": math.nan}, "erasing must be in 0..1, got nan"),

@@ -99,7 +99,7 @@ class DistilledVisionTransformer(VisionTransformer):
 def refuse_unequal_shapes(
     logits: Tensor, dist_logits: Tensor, labels: Tensor, teacher_logits: Tensor
 ) -> None:
-    """Refuse what would be broadcast, or is one row of an answer.
+    """Refuse shapes that would be broadcast, or unpacked by mistake.
 
     Args:
         logits, dist_logits, labels, teacher_logits: As those of
@@ -242,9 +242,9 @@ class RepeatedAugmentation(Sampler[list[int]]):
     """Batches in which each image comes several times.
 
     The dataset augments each copy anew. An epoch has as many batches as
-    without repeats, so it shows a share 1 / repeats of the images. Equal
-    images do not stand side by side, because MixUp and CutMix of torchvision
-    mix each image with the one before it.
+    without repeats, so it shows a share 1 / repeats of the images. If
+    batch_size is a multiple of repeats, copies do not stand side by side:
+    MixUp and CutMix of torchvision mix each image with the one before it.
 
     Args:
         num_images: Images of the dataset.
@@ -343,7 +343,7 @@ def deit_augmentation(
                 img_size, scale=crop_scale, interpolation=modes.BICUBIC
             ),
             v2.RandomHorizontalFlip(flip),
-            # timm, and so DeiT, makes each of the two changes half the time.
+            # As in timm, and so in DeiT, each is made half of the time.
             v2.RandomApply([one_change]),
             v2.RandomApply([one_change]),
             v2.ToDtype(torch.float32, scale=True),

@@ -220,9 +220,9 @@ def ask_teacher(
         teacher: From images to logits. It does not learn.
         mix: From a batch to another one, for example deit_mix.
 
-    Returns:
-        A function from images and labels to images and (labels, logits of
-        the teacher).
+    Shape:
+        the returned function: images (B, C, H, W), labels (B,) or (B, K) ->
+        images, (labels, logits of the teacher (B, K))
     """
 
     def ask(

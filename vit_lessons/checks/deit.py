@@ -1084,6 +1084,15 @@ def _case(
     return PartCase(label, (images,), cause, {}, init, mode, is_apart)
 
 
+def _distilled_forms() -> Iterator[WrongForm]:
+    """Without the pairs that give the same numbers as each other."""
+    every = "Every token goes to the heads"
+    alike = ("The heads are swapped", "The pair is turned round")
+    for form in combine(_distilled, *DISTILLED_MISTAKES):
+        if every not in form.cause or not any(a in form.cause for a in alike):
+            yield form
+
+
 DISTILLED = DistilledExercise(
     DistilledVisionTransformer,
     cases=(
@@ -1162,7 +1171,7 @@ DISTILLED = DistilledExercise(
             num_heads=2,
         ),
     ),
-    wrong_forms=lambda: combine(_distilled, *DISTILLED_MISTAKES),
+    wrong_forms=_distilled_forms,
     hints={
         "missing: dist_token": (
             "The distillation token is a parameter of its own, dist_token."

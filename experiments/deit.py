@@ -142,8 +142,6 @@ def train_teacher(
         teacher = deeper_cnn(CLASSES[task])
     else:
         teacher = SmallCNN(1, CLASSES[task])
-    if kind != "CNN, same augmentation":
-        augmentation = "weak"
     fit(
         teacher,
         loader(images(task, seed)[0], task, augmentation, steps),

@@ -1085,11 +1085,12 @@ def _case(
 
 
 def _distilled_forms() -> Iterator[WrongForm]:
-    """Without the pairs that give the same numbers as each other."""
-    every = "Every token goes to the heads"
-    alike = ("The heads are swapped", "The pair is turned round")
+    """Each code once: if both heads read all tokens, turning the pair round
+    in training is the same as swapping the heads.
+    """
     for form in combine(_distilled, *DISTILLED_MISTAKES):
-        if every not in form.cause or not any(a in form.cause for a in alike):
+        same = "Every token goes to the heads", "The pair is turned round"
+        if not all(cause in form.cause for cause in same):
             yield form
 
 

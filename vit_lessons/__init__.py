@@ -26,6 +26,10 @@ Chapter 13, looking_inside: patch_filters, position_similarity,
 Chapter 14, deit: DEIT_PRESETS, DistilledVisionTransformer,
     refuse_unequal_shapes, hard_distillation_loss, soft_distillation_loss,
     ask_teacher, RepeatedAugmentation, deit_augmentation, deit_mix
+Chapter 15, swin_windows: window_partition, window_reverse, pad_to_windows,
+    as_shift, shift_mask, WindowAttention
+Chapter 16, swin_transformer: SwinPatchEmbed, PatchMerging, SwinBlock,
+    SwinStage, SwinTransformer, swin_from_torchvision, SWIN_PRESETS
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and
@@ -48,5 +52,7 @@ from vit_lessons.models import *  # noqa: F403
 from vit_lessons.patch_embedding import *  # noqa: F403
 from vit_lessons.position_embedding import *  # noqa: F403
 from vit_lessons.self_supervision import *  # noqa: F403
+from vit_lessons.swin_transformer import *  # noqa: F403
+from vit_lessons.swin_windows import *  # noqa: F403
 from vit_lessons.training import *  # noqa: F403
 from vit_lessons.vision_transformer import *  # noqa: F403

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from vit_lessons.deit import DEIT_PRESETS, DistilledVisionTransformer
+from vit_lessons.swin_transformer import SWIN_PRESETS, SwinTransformer
 from vit_lessons.vision_transformer import VIT_PRESETS, VisionTransformer
 
 __all__ = ["create_model", "list_models"]
@@ -16,6 +17,7 @@ _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     for model, presets in (
         (VisionTransformer, VIT_PRESETS),
         (DistilledVisionTransformer, DEIT_PRESETS),
+        (SwinTransformer, SWIN_PRESETS),
     )
     for name, preset in presets.items()
 }

@@ -37,14 +37,14 @@ STEPS = (
         "Usual windows",
         "",
         "A usual block cuts the map of {grid} tokens into windows of "
-        "{window}, from the top left.",
+        "{window}, from the top left.{covered}",
         "home usual usual",
     ),
     (
         "Shifted windows",
         "shift",
         "A shifted block moves the cuts {cuts}. That makes {many} windows "
-        "instead of {few}.",
+        "{unequal}instead of {few}.",
         "home region region",
     ),
     (
@@ -227,17 +227,24 @@ def _steps(
     size = tuple(is_token.shape)
     needed = {"": True, "shift": any(shift), "padding": size != grid}
 
-    def both(phrases: str) -> str:
-        pair = zip(phrases.split(", "), shift, strict=True)
+    def both(phrases: str, sizes: tuple[int, int] = shift) -> str:
+        pair = zip(phrases.split(", "), sizes, strict=True)
         return " and ".join(phrase.format(s) for phrase, s in pair if s)
 
+    covered = both(
+        "rows, columns", (window[0] == size[0], window[1] == size[1])
+    )
+    _, sizes = tables["region"][is_token].unique(return_counts=True)
     words = {
         "grid": f"{grid[0]} \u00d7 {grid[1]}",
         "size": f"{size[0]} \u00d7 {size[1]}",
         "window": f"{window[0]} \u00d7 {window[1]}",
         "windows": len(tables["shifted"].unique()),
         "few": len(tables["usual"][is_token].unique()),
-        "many": len(tables["region"][is_token].unique()),
+        "many": len(sizes),
+        "unequal": "of unequal size " if len(sizes.unique()) > 1 else "",
+        "covered": covered
+        and f" One window covers all {covered}: they are not shifted.",
         "cuts": both("down by {}, right by {}"),
         "rolls": both("up by {}, to the left by {}"),
         "first": both("rows, columns"),
@@ -273,11 +280,15 @@ def _borders(groups: Tensor, places: Tensor) -> str:
     at = torch.empty_like(groups)
     at.view(-1)[places.flatten()] = groups.flatten()
     at = F.pad(at, (1, 1, 1, 1), value=-1)
-    above = (at[1:, 1:-1] != at[:-1, 1:-1]).nonzero().tolist()
-    left = (at[1:-1, 1:] != at[1:-1, :-1]).nonzero().tolist()
-    return "".join(f"M{x} {y}h1" for y, x in above) + "".join(
-        f"M{x} {y}v1" for y, x in left
-    )
+    above = at[1:, 1:-1] != at[:-1, 1:-1]
+    left = at[1:-1, 1:] != at[1:-1, :-1]
+    path = ""
+    for borders, line in ((above, "M{1} {0}h{2}"), (left.T, "M{0} {1}v{2}")):
+        edges = F.pad(borders.int(), (1, 1)).diff(dim=1)
+        starts, ends = ((edges == sign).nonzero().tolist() for sign in (1, -1))
+        for (i, start), (_, end) in zip(starts, ends, strict=True):
+            path += line.format(i, start, end - start)
+    return path
 
 
 def _fill_template(data: dict[str, Any], name: str, description: str) -> str:

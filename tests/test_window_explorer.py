@@ -337,6 +337,17 @@ def test_colors_are_those_of_the_palette():
         assert set(re.findall("#[0-9A-Fa-f]{6}", text)) <= set(PALETTE)
 
 
+def test_no_class_is_one_of_the_book():
+    """Its styles would reach into the figure."""
+    book = ROOT.parent / "book/assets/css/book.css"
+    classes = re.findall(r"\.([a-z][\w-]*)", book.read_text("utf-8"))
+    html = window_explorer(7).html
+    mine = re.findall(r'class="([^"]+)"', html) + re.findall(
+        r'classList.add\("(.+?)"\)', html
+    )
+    assert set(" ".join(mine).split()) & set(classes) == set()
+
+
 def test_the_same_input_gives_the_same_bytes():
     assert window_explorer().html == window_explorer(8, 4, 2).html
 

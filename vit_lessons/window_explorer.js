@@ -6,7 +6,7 @@
   );
   if (!root) return;
   root.explorerReady = true;
-  root.classList.add("ready");
+  root.classList.add("scripted");
   const find = (selector) => root.querySelector(selector);
   const stage = find(".stage");
   const cells = [...root.querySelectorAll(".map span")];

@@ -21,16 +21,13 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FeaturePyramidNetwork
 
 from vit_lessons import (
-    SWIN_PRESETS,
     PatchMerging,
     SwinBlock,
-    SwinPatchEmbed,
     SwinStage,
     SwinTransformer,
     create_model,
     fit,
     layerwise_learning_rates,
-    list_models,
     load_pretrained,
     swin_from_torchvision,
 )
@@ -342,21 +339,6 @@ def test_four_tokens_become_one_in_the_order_of_columns(size):
         torch.testing.assert_close(theirs(x), expected, **NO_GAP)
 
 
-def test_patches_become_a_map_of_normalized_tokens():
-    embed = randomize(SwinPatchEmbed((2, 3), 4, 6))
-    images = random(2, 4, 10, 9)
-    expected = embed.norm(embed.proj(images).permute(0, 2, 3, 1))
-    assert expected.shape == (2, 5, 3, 6)
-    torch.testing.assert_close(embed(images), expected, **NO_GAP)
-
-
-def test_a_block_adds_attention_and_then_an_mlp():
-    block, x = randomize(SwinBlock(8, 2, (3, 2), (1, 0))), random(2, 5, 4, 8)
-    x_mid = x + block.attn(block.norm1(x))
-    expected = x_mid + block.mlp(block.norm2(x_mid))
-    torch.testing.assert_close(block(x), expected, **NO_GAP)
-
-
 def test_every_second_block_of_a_stage_is_shifted_by_half_a_window():
     stage = SwinStage(8, 2, (4, 7), drop_path=[0.0] * 5)
     shifts = [block.attn.shift_size for block in stage.blocks]
@@ -364,15 +346,10 @@ def test_every_second_block_of_a_stage_is_shifted_by_half_a_window():
     assert {b.attn.window_size for b in stage.blocks} == {(4, 7)}
 
 
-@pytest.mark.parametrize(("merge", "dim"), [(True, 4), (False, 8)])
-def test_a_stage_merges_before_its_blocks_or_not_at_all(merge, dim):
-    stage = randomize(SwinStage(8, 2, (2, 3), merge=merge))
-    x = random(2, 7, 6, dim)
-    first, second = stage.blocks
-    expected = second(first(stage.downsample(x)))
-    assert expected.shape == (2, *((4, 3) if merge else (7, 6)), 8)
-    assert merge == any(True for _ in stage.downsample.parameters())
-    torch.testing.assert_close(stage(x), expected, **NO_GAP)
+def test_a_stage_need_not_merge():
+    stage = SwinStage(8, 2, (2, 3), merge=False).double()
+    assert stage(random(2, 7, 6, 8)).shape == (2, 7, 6, 8)
+    assert {n.split(".")[0] for n, _ in stage.named_parameters()} == {"blocks"}
 
 
 @pytest.mark.parametrize(
@@ -395,22 +372,18 @@ def test_no_token_of_a_padded_map_sees_the_opposite_border():
 @pytest.mark.parametrize(
     ("img_size", "windows"),
     [
-        (224, [(7, 7)] * 4),
-        (256, [(7, 7)] * 4),
-        ((192, 256), [(7, 7)] * 3 + [(6, 7)]),
-        ((256, 100), [(7, 7), (7, 7), (7, 7), (7, 4)]),
-        ((32, 160), [(7, 7), (4, 7), (2, 7), (1, 5)]),
+        (256, [(7, 7), (7, 7), (7, 7), (7, 7)]),
+        ((192, 256), [(7, 7), (7, 7), (7, 7), (6, 7)]),
+        ((32, 100), [(7, 7), (4, 7), (2, 7), (1, 4)]),
     ],
 )
 def test_windows_are_cut_to_the_maps_along_each_axis(img_size, windows):
     with torch.device("meta"):
         model = SwinTransformer(img_size)
-    assert windows == [
-        stage.blocks[1].attn.window_size for stage in model.layers
-    ]
-    assert [stage.blocks[1].attn.shift_size for stage in model.layers] == [
-        (m1 // 2, m2 // 2) for m1, m2 in windows
-    ]
+    layers = [stage.blocks[1].attn for stage in model.layers]
+    assert [layer.window_size for layer in layers] == windows
+    shifts = [(m1 // 2, m2 // 2) for m1, m2 in windows]
+    assert [layer.shift_size for layer in layers] == shifts
 
 
 @pytest.mark.parametrize("depths", [(2, 3, 1), (2, 2, 6, 2), (1, 1), (1,)])
@@ -505,15 +478,12 @@ def test_a_feature_pyramid_teaches_every_stage():
 # Names, sizes and files.
 
 
-def test_there_are_three_presets_and_they_can_be_changed():
-    assert len(SWIN_PRESETS) == 3
-    assert SWIN_PRESETS.keys() <= set(list_models())
+def test_a_preset_can_be_changed():
     name = "swin_base_patch4_window7_224"
     with torch.device("meta"):
-        model = create_model(name, num_classes=3, img_size=384, window_size=12)
-    fewer = (1000 - 3) * (1024 + 1)  # classes of its head
-    count = sum(p.numel() for p in model.parameters())
-    assert count == 87_903_584 - fewer
+        model = create_model(name, num_classes=0, img_size=384, window_size=12)
+    head = 1000 * (1024 + 1)
+    assert sum(p.numel() for p in model.parameters()) == 87_903_584 - head
 
 
 def test_every_layer_norm_has_the_eps_of_swin():
@@ -569,45 +539,37 @@ def test_the_head_can_be_new():
     report = load_pretrained(model, theirs.state_dict(), new_head=True)
     assert report.replaced == ("head.fc.weight", "head.fc.bias")
     assert model.head.fc.weight.equal(before)
-    expected = theirs.forward_features(images_for(model))
-    torch.testing.assert_close(
-        model.forward_features(images_for(model)), expected, **NO_GAP
-    )
+    assert len(report.loaded) == len(model.state_dict()) - 2
 
 
-def weights_of_another(kind):
-    v2 = {
-        "block": torchvision_swin.SwinTransformerBlockV2,
-        "downsample_layer": torchvision_swin.PatchMergingV2,
-    }
-    match kind:
-        case "torchvision":
-            return torchvision_of().state_dict()
-        case "v2":
-            return swin_from_torchvision(torchvision_of(**v2).state_dict())
-    return timm_of(**kind).state_dict()
+def swin_v2():
+    block = torchvision_swin.SwinTransformerBlockV2
+    merging = torchvision_swin.PatchMergingV2
+    theirs = torchvision_of(block=block, downsample_layer=merging)
+    return swin_from_torchvision(theirs.state_dict())
 
 
-BIAS = "relative_position_bias_table"
+TABLE = "relative_position_bias_table"
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("theirs", "words"),
     [
-        ("v2", f"no layers.0.blocks.0.attn.{BIAS}"),
-        ("torchvision", "no patch_embed.proj.weight; no patch_embed.proj.bias"),
+        (swin_v2, f"no layers.0.blocks.0.attn.{TABLE}"),
+        (torchvision_of, "no patch_embed.proj.weight; no patch_embed.proj.bi"),
         ({"embed_dim": 16}, "weight of shape (16, 3, 2, 2) for (8, 3, 2, 2)"),
         ({"depths": (2, 4, 1)}, "layers.1.blocks.3.norm1.weight, which the m"),
-        ({"depths": (2, 2, 1)}, "no layers.1.blocks.2.norm1.weight"),
-        ({"window_size": 3}, f"{BIAS} of shape (25, 2) for (45, 2)"),
+        ({"window_size": 3}, f"{TABLE} of shape (25, 2) for (45, 2)"),
         ({"num_classes": 5}, "of shape (5, 32) for (7, 32); see new_head"),
     ],
 )
-def test_weights_of_another_model_are_refused_and_change_nothing(kind, words):
+def test_weights_of_another_model_are_refused_and_change_nothing(theirs, words):
+    theirs = timm_of(**theirs) if isinstance(theirs, dict) else theirs()
+    weights = theirs if isinstance(theirs, dict) else theirs.state_dict()
     model = model_of()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=re.escape(words)):
-        load_pretrained(model, weights_of_another(kind))
+        load_pretrained(model, weights)
     for name, value in model.state_dict().items():
         assert value.equal(before[name]), name
 
@@ -735,21 +697,15 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
         assert value.equal(expected[name]), name
 
 
-def test_learning_rates_grow_by_block_and_merging_goes_with_the_next_one():
+def test_merging_learns_at_the_rate_of_the_block_after_it():
     rates = layerwise_learning_rates(model_of(), 128.0, 0.5)
-    assert rates == {
-        "patch_embed": 1,
-        "layers.0.blocks.0": 2,
-        "layers.0.blocks.1": 4,
-        "layers.1.downsample": 8,
-        "layers.1.blocks.0": 8,
-        "layers.1.blocks.1": 16,
-        "layers.1.blocks.2": 32,
-        "layers.2.downsample": 64,
-        "layers.2.blocks.0": 64,
-        "norm": 128,
-        "head": 128,
-    }
+    parts = ["patch_embed"]
+    for stage, depth in enumerate((2, 3, 1)):
+        parts += [f"layers.{stage}.blocks.{i}" for i in range(depth)]
+    expected = {part: 2.0**i for i, part in enumerate(parts)}
+    expected |= {"norm": 128, "head": 128}
+    expected |= {"layers.1.downsample": 8, "layers.2.downsample": 64}
+    assert rates == expected
 
 
 # What is refused.
@@ -765,7 +721,6 @@ def test_learning_rates_grow_by_block_and_merging_goes_with_the_next_one():
         ({"in_chans": 0}, "got 0, 8 and 7"),
         ({"embed_dim": 0}, "got 3, 0 and 7"),
         ({"num_classes": -1}, "got 3, 8 and -1"),
-        ({"depths": ()}, "got () and (2, 1, 4)"),
         ({"depths": (), "num_heads": ()}, "got () and ()"),
         ({"depths": (2, 0, 1)}, "got (2, 0, 1) and (2, 1, 4)"),
         ({"depths": [2, 3]}, "got [2, 3] and (2, 1, 4)"),
@@ -774,7 +729,6 @@ def test_learning_rates_grow_by_block_and_merging_goes_with_the_next_one():
         ({"num_heads": (2, 0, 4)}, "dim=16 and num_heads=0"),
         ({"window_size": 0}, "pair (height, width) of them, got 0"),
         ({"window_size": (3, 5, 7)}, "window_size must be"),
-        ({"window_size": 3.5}, "window_size must be"),
         ({"mlp_ratio": 0}, "dim=8 and mlp_ratio=0"),
         ({"drop_path": -0.1}, "drop_path < 1, got -0.1"),
         ({"drop_path": 1.0}, "drop_path < 1, got 1.0"),

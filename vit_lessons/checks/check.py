@@ -17,6 +17,7 @@ from vit_lessons.checks import (
     patch_embedding,
     position_embedding,
     self_supervision,
+    swin_windows,
     training,
     vision_transformer,
 )
@@ -41,6 +42,7 @@ _EXERCISES: dict[str, Exercise] = {
         self_supervision,
         looking_inside,
         deit,
+        swin_windows,
     )
     for exercise in chapter.EXERCISES
 }

@@ -15,8 +15,11 @@ from vit_lessons.checks import (
     looking_inside,
     mlp,
     patch_embedding,
+    patch_merging,
     position_embedding,
     self_supervision,
+    swin_block,
+    swin_transformer,
     training,
     vision_transformer,
 )
@@ -41,6 +44,9 @@ _EXERCISES: dict[str, Exercise] = {
         self_supervision,
         looking_inside,
         deit,
+        patch_merging,
+        swin_block,
+        swin_transformer,
     )
     for exercise in chapter.EXERCISES
 }

@@ -46,7 +46,7 @@
   const column = (cell) => cell % columns;
   const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 
-  // "5 tokens: 0\u20133, 8, and 2 empty cells"
+  // "5 tokens: 0-3, 8, and 2 empty cells", with dashes that break no line.
   function list(group) {
     const tokens = group.filter(isToken);
     const runs = [];

@@ -237,18 +237,25 @@ class WindowAttention(MultiHeadSelfAttention):
             persistent=False,
         )
 
+    def position_bias(self) -> Tensor:
+        """Read the table for each pair of places: (h, M * M, M * M)."""
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        return bias.permute(2, 0, 1)
+
     def window_bias(
         self, grid_size: tuple[int, int], shift_size: tuple[int, int]
     ) -> Tensor:
-        """Read what is added to the scores: (nW or 1, h, M * M, M * M)."""
-        bias = self.relative_position_bias_table[self.relative_position_index]
-        bias = bias.permute(2, 0, 1)[None]  # (1, h, M * M, M * M)
+        """Add the mask of a shift: (nW, h, M * M, M * M), without one 1 for nW.
+
+        The sizes are those of the padded map and of the shift along it.
+        """
+        bias = self.position_bias()[None]
         if not any(shift_size):
             return bias  # the same for all windows
         mask = shift_mask(
             grid_size, self.window_size, shift_size, device=bias.device
         )
-        return bias + mask[:, None].to(bias.dtype)
+        return bias + mask[:, None].to(bias.dtype)  # one for all heads
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[3] != self.dim:

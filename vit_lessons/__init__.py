@@ -35,8 +35,8 @@ Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and
 the images they expect), download (patience with a connection), checkpoint (a
 training run in a file), progress (bars), plotting (pictures), explorer (all
-weights of attention, to look through), recorded
-(results of long experiments), checks (checks of your own code).
+weights of attention, to look through), window_explorer (windows that shift),
+recorded (results of long experiments), checks (checks of your own code).
 """
 
 from vit_lessons.attention import *  # noqa: F403

@@ -1,25 +1,32 @@
-"""Speed of our Vision Transformer next to its peers, on this machine.
+"""Speed of our models next to their peers, on this machine.
 
 The models take turns, round by round, so that a slow moment of the machine
 meets them all. One peer runs twice: the ratio of its two times is the noise.
 
     pip install -e ".[test]" vit-pytorch
     python benchmarks/speed.py
+    python benchmarks/speed.py --models swin_tiny --original SWIN
+
+SWIN is the file models/swin_transformer.py of microsoft/Swin-Transformer.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
+from torchvision.models import swin_t
 from tqdm import tqdm
 
 from vit_lessons import VIT_PRESETS, create_model
@@ -30,15 +37,15 @@ except ImportError:
     LucidrainsViT = None
 
 NAMES = {
-    "tiny": "vit_tiny_patch16_224",
-    "small": "vit_small_patch16_224",
-    "base": "vit_base_patch16_224",
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
 }
 
 
-def models(size: str) -> dict[str, nn.Module]:
-    """The same architecture in each library, with fresh weights."""
-    name = NAMES[size]
+def vits(name: str) -> dict[str, nn.Module]:
+    """The same Vision Transformer in each library, with fresh weights."""
     dim, depth, heads = (
         VIT_PRESETS[name][key] for key in ("embed_dim", "depth", "num_heads")
     )
@@ -58,7 +65,27 @@ def models(size: str) -> dict[str, nn.Module]:
             mlp_dim=4 * dim,
             dim_head=dim // heads,
         )
-    found["timm again"] = found["timm"]
+    return found
+
+
+def swins(name: str, original: Path | None) -> dict[str, nn.Module]:
+    """Swin-T in each library, with fresh weights."""
+    found = {
+        "ours": create_model(name),
+        "timm": timm.create_model(name),
+        "timm fused": timm.create_model(name),
+        "torchvision": swin_t(),
+    }
+    for module in found["timm fused"].modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True  # timm's default is False here
+    if original:
+        # The file asks for a part of timm by a name that timm gave up.
+        sys.modules.setdefault("timm.models.layers", timm.layers)
+        spec = importlib.util.spec_from_file_location("original", original)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found["original"] = module.SwinTransformer()
     return found
 
 
@@ -111,7 +138,10 @@ def report(times: dict[str, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["tiny", "base"])
+    parser.add_argument(
+        "--models", nargs="+", default=["vit_tiny", "vit_base"], choices=NAMES
+    )
+    parser.add_argument("--original", type=Path, help="a file of the authors")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=13)
     parser.add_argument("--threads", type=int, default=2)
@@ -119,10 +149,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     images = torch.randn(arguments.batch, 3, 224, 224)
-    for size in arguments.sizes:
-        found = models(size)
+    for model in arguments.models:
+        name = NAMES[model]
+        found = (
+            swins(name, arguments.original)
+            if model.startswith("swin")
+            else vits(name)
+        )
+        found["timm again"] = found["timm"]
         for step in (forward, forward_backward):
-            print(f"ViT {size}, {step.__name__}, batch {arguments.batch}:")
+            print(f"{model}, {step.__name__}, batch {arguments.batch}:")
             report(seconds(step, found, images, arguments.rounds))
 
 

@@ -35,6 +35,7 @@ SUPPORT = {
     "progress",
     "recorded",
     "weights",
+    "window_explorer",
 }
 
 

@@ -245,13 +245,14 @@ class WindowAttention(MultiHeadSelfAttention):
     def window_bias(
         self, grid_size: tuple[int, int], shift_size: tuple[int, int]
     ) -> Tensor:
-        """Add the mask of a shift: (nW, h, M * M, M * M), without one 1 for nW.
+        """Add the mask of a shift: (nW, h, M * M, M * M).
 
         The sizes are those of the padded map and of the shift along it.
+        Without a shift nW is 1: the bias is the same for all windows.
         """
         bias = self.position_bias()[None]
         if not any(shift_size):
-            return bias  # the same for all windows
+            return bias
         mask = shift_mask(
             grid_size, self.window_size, shift_size, device=bias.device
         )
@@ -262,19 +263,32 @@ class WindowAttention(MultiHeadSelfAttention):
             raise ValueError(
                 f"x must be (B, gh, gw, {self.dim}), got {tuple(x.shape)}"
             )
-        batch, gh, gw, _ = x.shape
+        gh, gw = x.shape[1:3]
         x = pad_to_windows(x, self.window_size)
         grid = (x.shape[1], x.shape[2])
         sizes = zip(self.shift_size, self.window_size, grid, strict=True)
         down, right = (s if m < g else 0 for s, m, g in sizes)
         if down or right:
             x = x.roll((-down, -right), dims=(1, 2))
-        bias = self.window_bias(grid, (down, right))
-        if len(bias) > 1:
-            bias = bias.repeat(batch, 1, 1, 1)  # the windows of each image
-        windows = window_partition(x, self.window_size)
-        windows = super().forward(windows, bias)  # chapter 04
-        x = window_reverse(windows, self.window_size, grid)
+        windows = window_partition(x, self.window_size)  # (B * nW, M*M, D)
+        # Heads and windows stand side by side: none sees another one.
+        (m1, m2), (rows, columns) = self.window_size, grid
+        num_windows = rows // m1 * (columns // m2)
+        q, k, v = rearrange(
+            self.qkv(windows),
+            "(b w) n (three h d) -> three b (w h) n d",
+            w=num_windows,
+            three=3,
+            h=self.num_heads,
+        )
+        bias = self.window_bias(grid, (down, right)).to(q.dtype)
+        bias = bias.expand(num_windows, -1, -1, -1)
+        bias = rearrange(bias, "w h n m -> 1 (w h) n m")
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = self.proj(
+            rearrange(out, "b (w h) n d -> (b w) n (h d)", h=self.num_heads)
+        )
+        x = window_reverse(out, self.window_size, grid)
         if down or right:
             x = x.roll((down, right), dims=(1, 2))
         return x[:, :gh, :gw]

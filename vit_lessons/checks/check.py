@@ -15,8 +15,11 @@ from vit_lessons.checks import (
     looking_inside,
     mlp,
     patch_embedding,
+    patch_merging,
     position_embedding,
     self_supervision,
+    swin_block,
+    swin_transformer,
     swin_windows,
     training,
     vision_transformer,
@@ -43,6 +46,9 @@ _EXERCISES: dict[str, Exercise] = {
         looking_inside,
         deit,
         swin_windows,
+        patch_merging,
+        swin_block,
+        swin_transformer,
     )
     for exercise in chapter.EXERCISES
 }

@@ -843,6 +843,23 @@ def join_spread(self, x, grid, s):
     return reverse_with("b (m1 nh) (m2 nw) d")(x, self.m, grid)
 
 
+def cut_in_columns_of_windows(self, x, s):
+    return partition_with("(b nw nh) (m1 m2) d")(x, self.m)
+
+
+def join_columns_of_windows(self, x, grid, s):
+    back = reverse_with("b (nh m1) (nw m2) d", "(m1 m2)", "(b nw nh)")
+    return back(x, self.m, grid)
+
+
+def cut_transposed(self, x, s):
+    return partition_with("(b nh nw) (m2 m1) d")(x, self.m)
+
+
+def join_transposed(self, x, grid, s):
+    return reverse_with("b (nh m1) (nw m2) d", "(m2 m1)")(x, self.m, grid)
+
+
 NO_ROLL = {"roll": stay, "roll_back": stay}
 INSIDE = {"cut": cut_then_roll, "join": roll_then_join, **NO_ROLL}
 ROUND = "The mask is the wrong way round"
@@ -909,6 +926,12 @@ ATTENTION_WRONG = [
         "A reshape does not put windows together",
     ),
     ({"cut": cut_spread, "join": join_spread}, "are spread over the map"),
+    (
+        {"cut": cut_in_columns_of_windows, "join": join_columns_of_windows},
+        "The windows go column by column",
+    ),
+    ({"join": join_columns_of_windows}, "The windows go column by column"),
+    ({"cut": cut_transposed, "join": join_transposed}, "inside each window"),
     ({"bias": lambda self: 0}, "The relative position bias is missing"),
     (
         {"bias": lambda self: -OwnAttention.bias(self)},
@@ -954,6 +977,12 @@ class TableOfSquares(OwnAttention):
         return nn.Parameter(torch.zeros((2 * self.m[0] - 1) ** 2, heads))
 
 
+class SwappedWindow(OwnAttention):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.m = self.m[::-1]
+
+
 class MaskIsABuffer(OwnAttention):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -970,6 +999,7 @@ CLASSES_WRONG = [
     (MaskIsABuffer, "not expected: attn_mask. The index and the mask follow"),
     (TableByRows, "must have shape (9, 1), and yours has (1, 9). The table"),
     (OneTableForAllHeads, "Right for one head, wrong for several"),
+    (SwappedWindow, "window_size is (height, width), and the code swaps"),
     (TableOfSquares, "Right for square windows only"),
     (OwnAttention(4, 2), "check needs your class itself"),
     (nn.Linear, "must take dim, num_heads, window_size, shift_size by keyw"),

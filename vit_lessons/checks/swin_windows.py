@@ -579,7 +579,7 @@ WINDOW_ATTENTION = WindowExercise(
         _case("a shift, one window high", (1, 3, 9, 4), 3, 1, ONE_WINDOW),
         _case("a shift, one window wide", (1, 9, 2, 4), 3, 1, ONE_WINDOW),
         _case("after a small map", (1, 6, 6, 4), 3, 1, STATE, mode=AFTER),
-        _case("all axes different", (2, 5, 7, 6), (3, 4), (1, 3), heads=3),
+        _case("all axes different", (2, 5, 7, 6), (3, 4), (2, 1), heads=3),
     ),
     wrong_forms=_window_forms,
     errors=windows.ERRORS,

@@ -87,6 +87,12 @@ def _shift(self: WindowAttention, grid: Pair) -> Pair:
     return tuple(s if m < g else 0 for s, m, g in sizes)
 
 
+def _shift_of_both(self: WindowAttention, grid: Pair) -> Pair:
+    """No shift at all if one window covers an axis."""
+    is_longer = [m < g for m, g in zip(self.window_size, grid, strict=True)]
+    return self.shift_size if all(is_longer) else (0, 0)
+
+
 def _roll(x: Tensor, shift: Pair) -> Tensor:
     return x.roll([-s for s in shift], dims=(1, 2))
 
@@ -168,15 +174,17 @@ def _mask_of_padding(grid: Pair, m: Pair, s: Pair, size: Pair) -> Tensor:
 
 
 def _late(on: str) -> Callable[..., Tensor]:
-    """Hide by a product with 0, of the scores or of the weights."""
+    """Hide by a number in the place of the scores or of the weights."""
 
     def attend(self: WindowAttention, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         hidden = bias.isinf()
-        scores = q @ k.mT / q.shape[-1] ** 0.5 + bias.masked_fill(hidden, 0)
+        scores = q @ k.mT / q.shape[-1] ** 0.5 + self.position_bias()
         if on == "scores":
             scores = scores.masked_fill(hidden, 0)
+        if on == "visible scores" and hidden.any():
+            scores = scores.masked_fill(~hidden, -windows.LARGE)
         weights = scores.softmax(-1)
         if on == "weights":
             weights = weights.masked_fill(hidden, 0)
@@ -294,6 +302,7 @@ MASKS = (
         _masked(fill=lambda apart: windows.hide(apart, 1.0)),
         _masked(fill=lambda apart: windows.hide(~apart)),
         _masked(fill=lambda apart: windows.hide(~apart, -windows.LARGE)),
+        {"attend": _late("visible scores")},
     ),
     Mistake(
         "The mask is a number that hides nothing, such as -1, or True where a "
@@ -382,11 +391,7 @@ SHIFTS = (
     Mistake(
         "The shift is dropped along both axes where a window covers one: the "
         "rule holds for each axis alone.",
-        {
-            "shift": lambda self, grid: (
-                s if all(s := _shift(self, grid)) else (0, 0)
-            )
-        },
+        {"shift": _shift_of_both},
     ),
 )
 
@@ -574,7 +579,7 @@ WINDOW_ATTENTION = WindowExercise(
         _case("a shift, one window high", (1, 3, 9, 4), 3, 1, ONE_WINDOW),
         _case("a shift, one window wide", (1, 9, 2, 4), 3, 1, ONE_WINDOW),
         _case("after a small map", (1, 6, 6, 4), 3, 1, STATE, mode=AFTER),
-        _case("all axes different", (2, 7, 11, 12), (4, 5), (1, 3), heads=3),
+        _case("all axes different", (2, 5, 7, 6), (3, 4), (2, 1), heads=3),
     ),
     wrong_forms=_window_forms,
     errors=windows.ERRORS,

@@ -188,15 +188,12 @@ def reverse_with(
     windows: str = "(b nh nw)",
     tokens: str = "(m1 m2)",
     layout: str = "b (nh m1) (nw m2) d",
-    sides: Callable[[int, int], tuple[int, int]] = lambda m1, m2: (m1, m2),
-    grid: Callable[[int, int], tuple[int, int]] = lambda gh, gw: (gh, gw),
 ) -> Callable[[Tensor, Size, Size], Tensor]:
     """window_reverse, with some steps exchanged."""
     pattern = f"{windows} {tokens} d -> {layout}"
 
     def form(x: Tensor, window_size: Size, grid_size: Size) -> Tensor:
-        m1, m2 = sides(*_pair(window_size))
-        gh, gw = grid(*_pair(grid_size))
+        (m1, m2), (gh, gw) = _pair(window_size), _pair(grid_size)
         sizes = {"nh": gh // m1, "nw": gw // m2, "m1": m1, "m2": m2}
         return rearrange(x, pattern, **sizes)
 
@@ -207,12 +204,25 @@ def _join_by_reshape(x: Tensor, window_size: Size, grid_size: Size) -> Tensor:
     return x.reshape(-1, *_pair(grid_size), x.shape[-1])
 
 
+def _published(x: Tensor, window_size: Size, grid_size: Size) -> Tensor:
+    """Whatever the sizes: the number of images is what is left."""
+    (m1, m2), (gh, gw) = _pair(window_size), _pair(grid_size)
+    x = x.reshape(-1, gh // m1, gw // m2, m1, m2, x.shape[-1])
+    return x.transpose(2, 3).reshape(-1, gh, gw, x.shape[-1])
+
+
 def _reverse_forms() -> Iterator[WrongForm]:
     yield WrongForm(
         "A reshape does not put windows together, it takes tokens in the order "
         "of memory: split the axes into (b nh nw) and (m1 m2), then permute, "
         "then flatten.",
         _join_by_reshape,
+    )
+    yield WrongForm(
+        SWAPPED_WINDOW, lambda x, m, grid: _published(x, _pair(m)[::-1], grid)
+    )
+    yield WrongForm(
+        SWAPPED_GRID, lambda x, m, grid: _published(x, m, _pair(grid)[::-1])
     )
     yield from combine(
         reverse_with,
@@ -224,8 +234,6 @@ def _reverse_forms() -> Iterator[WrongForm]:
             {"windows": "(nh b nw)"},
         ),
         Mistake(TRANSPOSED, {"tokens": "(m2 m1)"}),
-        Mistake(SWAPPED_WINDOW, {"sides": lambda m1, m2: (m2, m1)}),
-        Mistake(SWAPPED_GRID, {"grid": lambda gh, gw: (gw, gh)}),
         Mistake(
             "The map is transposed: rows come before columns, (B, gh, gw, D).",
             {"layout": "b (nw m2) (nh m1) d"},
@@ -277,8 +285,8 @@ WINDOW_REVERSE = Exercise(
 # shift_mask.
 
 BOOLEAN = (
-    "The mask holds True and False: it is added to the scores, so it must hold "
-    "-inf where a pair is hidden and 0 where it is not."
+    "The mask holds True and False, or 1 and 0: it is added to the scores, so "
+    "it must hold -inf where a pair is hidden and 0 where it is not."
 )
 ZERO_TIMES_INFINITY = (
     "0 * -inf is NaN, which is not a number: write -inf where a pair is hidden "
@@ -340,6 +348,19 @@ def _rolled(gh: int, gw: int, s1: int, s2: int) -> tuple[Tensor, Tensor]:
 
 def _four(y: Tensor, x: Tensor, s1: int, s2: int) -> Tensor:
     return 2 * (y < s1)[:, None] + (x < s2)
+
+
+def _moved(by: int) -> Callable[..., Tensor]:
+    """Four regions with their borders somewhere else."""
+
+    def region(y: Tensor, x: Tensor, s1: int, s2: int) -> Tensor:
+        rows, columns = (
+            torch.arange(len(t)) >= len(t) - (s and s + by)
+            for t, s in ((y, s1), (x, s2))
+        )
+        return 2 * rows[:, None] + columns
+
+    return region
 
 
 def hide(apart: Tensor, value: float = float("-inf")) -> Tensor:
@@ -437,14 +458,15 @@ def _mask_forms() -> Iterator[WrongForm]:
         ),
         Mistake(
             WRONG_BORDER,
-            {"region": lambda y, x, a, b: _four(y, x, a - 1, b - 1)},
-            {"region": lambda y, x, a, b: _four(y, x, a + 1, b + 1)},
+            {"region": _moved(-1)},
+            {"region": _moved(1)},
             {"shift": lambda s1, s2, m1, m2: (m1 - s1, m2 - s2)},
         ),
         Mistake(SWAPPED_SHIFT, {"shift": lambda s1, s2, m1, m2: (s2, s1)}),
         Mistake(
             PLAIN_RESHAPE,
-            {"cut": lambda region, m1, m2: region.reshape(-1, m1 * m2)},
+            {"cut": lambda r, m1, m2: r.reshape(-1, m1 * m2)},
+            {"cut": lambda r, m1, m2: _nine(r, m1, m2).reshape(-1, m1 * m2)},
         ),
         Mistake(
             "The windows or their tokens are in the wrong order: cut the "
@@ -455,7 +477,8 @@ def _mask_forms() -> Iterator[WrongForm]:
         ),
         Mistake(
             "The whole map is one window: cut the regions into windows first.",
-            {"cut": lambda region, m1, m2: region.reshape(1, -1)},
+            {"cut": lambda r, m1, m2: r.reshape(1, -1)},
+            {"cut": lambda r, m1, m2: _nine(r, m1, m2).reshape(1, -1)},
         ),
         Mistake(EXCHANGED, {"fill": lambda apart: hide(~apart)}),
         Mistake(SIGN, {"fill": lambda apart: hide(apart, LARGE)}),
@@ -478,6 +501,14 @@ def _mask_forms() -> Iterator[WrongForm]:
     )
     often = (mistakes[0], *mistakes[4:6], *mistakes[8:10])
     yield from with_few_pairs(mask_with, mistakes, often)
+
+
+def _nine(region: Tensor, m1: int, m2: int) -> Tensor:
+    """The nine regions of published code: the last windows count apart."""
+    y, x = (torch.arange(n) for n in region.shape)
+    rows = (y >= len(y) - m1) & (region[-1, 0] != region[0, 0])
+    columns = (x >= len(x) - m2) & (region[0, -1] != region[0, 0])
+    return region + 4 * rows[:, None] + 8 * columns
 
 
 def _cut(region: Tensor, m1: int, m2: int, order: str) -> Tensor:

@@ -962,6 +962,9 @@ SENSE = {
     ("draw_mask", "turned"),
     ("draw_mask", "boolean"),
     ("mean_color_classes", "rounded"),
+    ("shift_mask", "boolean"),
+    ("shift_mask", "rounded"),
+    ("shift_mask", "turned"),
 }
 
 

@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vit_lessons import (
     DEIT_PRESETS,
+    SWIN_PRESETS,
     VIT_PRESETS,
     DistilledVisionTransformer,
+    SwinTransformer,
     VisionTransformer,
     create_model,
     list_models,
@@ -28,6 +30,9 @@ PARAMETERS = {
     "deit_tiny_distilled_patch16_224": 5_910_800,
     "deit_small_distilled_patch16_224": 22_436_432,
     "deit_base_distilled_patch16_224": 87_338_192,
+    "swin_tiny_patch4_window7_224": 28_288_354,
+    "swin_small_patch4_window7_224": 49_606_258,
+    "swin_base_patch4_window7_224": 87_768_224,
 }
 
 
@@ -52,7 +57,8 @@ def giga_macs(function):
 
 def test_each_preset_is_listed():
     assert list_models() == list(PARAMETERS)
-    assert VIT_PRESETS.keys() | DEIT_PRESETS.keys() <= set(list_models())
+    presets = VIT_PRESETS | DEIT_PRESETS | SWIN_PRESETS
+    assert presets.keys() == set(list_models())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -75,7 +81,11 @@ def test_a_preset_has_the_parameters_of_timm(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_preset_has_the_heads_of_timm(name):
     ours, theirs = (
-        [block.attn.num_heads for block in on_meta(create, name).blocks]
+        [
+            (part, module.num_heads)
+            for part, module in on_meta(create, name).named_modules()
+            if part.endswith(".attn")
+        ]
         for create in (create_model, timm.create_model)
     )
     assert ours == theirs
@@ -100,6 +110,7 @@ def test_a_preset_is_built_by_its_own_class():
     for presets, kind in (
         (VIT_PRESETS, VisionTransformer),
         (DEIT_PRESETS, DistilledVisionTransformer),
+        (SWIN_PRESETS, SwinTransformer),
     ):
         assert {type(on_meta(create_model, name)) for name in presets} == {kind}
 

@@ -5,6 +5,7 @@ Chapter: notebooks/16_swin_transformer.ipynb
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -20,6 +21,7 @@ from vit_lessons.swin_windows import WindowAttention
 
 __all__ = [
     "SWIN_PRESETS",
+    "TORCHVISION_SWIN_NAMES",
     "PatchMerging",
     "SwinBlock",
     "SwinPatchEmbed",
@@ -79,14 +81,17 @@ class PatchMerging(nn.Module):
         x: (B, gh, gw, D) -> (B, gh / 2, gw / 2, 2 D), rounded up
 
     Raises:
-        ValueError: x is not (B, gh, gw, D).
+        ValueError: dim is not positive, or x is not (B, gh, gw, D).
 
     Source: Liu et al. 2021, section 3.1, https://arxiv.org/abs/2103.14030.
-    The order of the four is the authors' code's. Parameter names are timm's.
+    The order of the four, and the norm before the linear layer, are those
+    of the authors' code. Parameter names are timm's.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be positive, got {dim}")
         self.dim = dim
         self.norm = nn.LayerNorm(4 * dim, eps=1e-5)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
@@ -173,7 +178,8 @@ class SwinStage(nn.Module):
         (B, gh / 2, gw / 2, D), rounded up
 
     Raises:
-        ValueError: As PatchMerging and SwinBlock.
+        ValueError: drop_path is empty, merge is asked for with an odd dim, or
+            as PatchMerging and SwinBlock.
 
     Source: Liu et al. 2021, section 3.1, https://arxiv.org/abs/2103.14030.
     Parameter names are timm's.
@@ -191,6 +197,10 @@ class SwinStage(nn.Module):
         qkv_bias: bool = True,
     ) -> None:
         super().__init__()
+        if len(drop_path) == 0:
+            raise ValueError("drop_path must name a rate for each block, got 0")
+        if merge and dim % 2:
+            raise ValueError(f"dim must be even to merge patches, got {dim}")
         m1, m2 = as_pair("window_size", window_size)
         self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -312,9 +322,15 @@ class SwinTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw the first weights: small ones, and biases 0."""
+        """Draw the first weights: small ones, and biases of layers 0."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+            elif isinstance(module, WindowAttention):
+                nn.init.trunc_normal_(
+                    module.relative_position_bias_table, std=0.02
+                )
+            elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -344,6 +360,28 @@ class SwinTransformer(nn.Module):
         return self.head(x.mean(dim=(1, 2)))
 
 
+#: What torchvision calls a weight of Swin, and what timm and we call it.
+#: Its part n holds the blocks (odd) or the merging (even) of stage n // 2.
+TORCHVISION_SWIN_NAMES: dict[str, str] = {
+    r"features\.0\.0\.(?P<end>\w+)": "patch_embed.proj.{end}",
+    r"features\.0\.2\.(?P<end>\w+)": "patch_embed.norm.{end}",
+    r"features\.(?P<n>[246])\.(?P<end>(norm|reduction)\.\w+)": (
+        "layers.{stage}.downsample.{end}"
+    ),
+    r"features\.(?P<n>[1357])\.(?P<i>\d+)\.mlp\.0\.(?P<end>\w+)": (
+        "layers.{stage}.blocks.{i}.mlp.fc1.{end}"
+    ),
+    r"features\.(?P<n>[1357])\.(?P<i>\d+)\.mlp\.3\.(?P<end>\w+)": (
+        "layers.{stage}.blocks.{i}.mlp.fc2.{end}"
+    ),
+    r"features\.(?P<n>[1357])\.(?P<i>\d+)\.(?P<end>(norm1|norm2|attn)\..+)": (
+        "layers.{stage}.blocks.{i}.{end}"
+    ),
+    r"norm\.(?P<end>\w+)": "norm.{end}",
+    r"head\.(?P<end>\w+)": "head.fc.{end}",
+}
+
+
 def swin_from_torchvision(
     state_dict: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
@@ -360,28 +398,20 @@ def swin_from_torchvision(
     """
     renamed = {}
     for name, tensor in state_dict.items():
-        match name.split("."):
-            case [*_, "relative_position_index"]:
-                continue
-            case ["features", "0", "0", end]:
-                new_name = f"patch_embed.proj.{end}"
-            case ["features", "0", "2", end]:
-                new_name = f"patch_embed.norm.{end}"
-            case ["features", number, *end] if number.isdigit():
-                stage, blocks = divmod(int(number), 2)
-                part = "blocks" if blocks else "downsample"
-                new_name = ".".join(["layers", str(stage), part, *end])
-            case ["norm", _]:
-                new_name = name
-            case ["head", end]:
-                new_name = f"head.fc.{end}"
-            case _:
-                raise ValueError(
-                    "state_dict must have torchvision's names of a Swin "
-                    f"Transformer, got {name}"
-                )
-        new_name = new_name.replace(".mlp.0.", ".mlp.fc1.")
-        renamed[new_name.replace(".mlp.3.", ".mlp.fc2.")] = tensor
+        if name.endswith(".attn.relative_position_index"):
+            continue
+        for pattern, new_name in TORCHVISION_SWIN_NAMES.items():
+            match = re.fullmatch(pattern, name)
+            if match:
+                parts = match.groupdict()
+                stage = int(parts.get("n", 0)) // 2
+                renamed[new_name.format(stage=stage, **parts)] = tensor
+                break
+        else:
+            raise ValueError(
+                "state_dict must have torchvision's names of a Swin "
+                f"Transformer, got {name}"
+            )
     return renamed
 
 

@@ -242,6 +242,21 @@ class WindowAttention(MultiHeadSelfAttention):
         bias = self.relative_position_bias_table[self.relative_position_index]
         return bias.permute(2, 0, 1)
 
+    def window_bias(
+        self, grid_size: tuple[int, int], shift_size: tuple[int, int]
+    ) -> Tensor:
+        """Add the mask of a shift: (nW, h, M * M, M * M), without one 1 for nW.
+
+        The sizes are those of the padded map and of the shift along it.
+        """
+        bias = self.position_bias()[None]
+        if not any(shift_size):
+            return bias  # the same for all windows
+        mask = shift_mask(
+            grid_size, self.window_size, shift_size, device=bias.device
+        )
+        return bias + mask[:, None].to(bias.dtype)  # one for all heads
+
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[3] != self.dim:
             raise ValueError(
@@ -249,20 +264,17 @@ class WindowAttention(MultiHeadSelfAttention):
             )
         batch, gh, gw, _ = x.shape
         x = pad_to_windows(x, self.window_size)
-        grid = x.shape[1:3]
+        grid = (x.shape[1], x.shape[2])
         sizes = zip(self.shift_size, self.window_size, grid, strict=True)
-        shift = tuple(s if m < g else 0 for s, m, g in sizes)
-        bias = self.position_bias()
-        if any(shift):
-            x = x.roll([-s for s in shift], dims=(1, 2))
-            mask = shift_mask(
-                tuple(grid), self.window_size, shift, device=x.device
-            )
-            bias = bias + mask[:, None].to(bias.dtype)  # (nW, h, M*M, M*M)
-            bias = bias.repeat(batch, 1, 1, 1)
+        down, right = (s if m < g else 0 for s, m, g in sizes)
+        if down or right:
+            x = x.roll((-down, -right), dims=(1, 2))
+        bias = self.window_bias(grid, (down, right))
+        if len(bias) > 1:
+            bias = bias.repeat(batch, 1, 1, 1)  # the windows of each image
         windows = window_partition(x, self.window_size)
-        windows = super().forward(windows, bias)
-        x = window_reverse(windows, self.window_size, tuple(grid))
-        if any(shift):
-            x = x.roll(shift, dims=(1, 2))
+        windows = super().forward(windows, bias)  # chapter 04
+        x = window_reverse(windows, self.window_size, grid)
+        if down or right:
+            x = x.roll((down, right), dims=(1, 2))
         return x[:, :gh, :gw]

@@ -20,6 +20,7 @@ from vit_lessons.checks import (
     self_supervision,
     swin_block,
     swin_transformer,
+    swin_windows,
     training,
     vision_transformer,
 )
@@ -44,6 +45,7 @@ _EXERCISES: dict[str, Exercise] = {
         self_supervision,
         looking_inside,
         deit,
+        swin_windows,
         patch_merging,
         swin_block,
         swin_transformer,

@@ -236,10 +236,11 @@ def test_a_right_solution_written_differently_passes(name, candidate):
 
 
 def every_single(exercise):
-    """The forms with one mistake; of the whole model, which repeats those of
-    its parts, every fourth."""
+    """The forms with one mistake; of whole models, which repeat those of
+    their parts, every fourth or second."""
     singles = [w for w in FORMS[exercise.name] if not w.cause.startswith(TWO)]
-    return singles[:: 4 if exercise.name == "VisionTransformer" else 1]
+    steps = {"VisionTransformer": 4, "SwinTransformer": 2}
+    return singles[:: steps.get(exercise.name, 1)]
 
 
 SINGLES = [

@@ -91,13 +91,14 @@ class SwinExercise(PartExercise):
         if isinstance(got, Refusal) and not outcome.cause:
             cause = next(iter(self.meaning(str(got))), None)
             return replace(outcome, cause=cause)
-        if drops(case) and isinstance(got, Tensor) and outcome.problem:
-            n, want = len(got), len(outcome.expected)
+        if not (drops(case) and outcome.problem and isinstance(got, Tensor)):
+            return outcome
+        if got.ndim != outcome.expected.ndim:
+            return outcome
+        words = "what is dropped in training is not right"
+        if (n := len(got)) != (want := len(outcome.expected)):
             words = f"{n} results for one image in training, expected {want}"
-            if n == want:
-                words = "what is dropped in training is not right"
-            return replace(outcome, problem=words)
-        return outcome
+        return replace(outcome, problem=words)
 
     def diagnose(self, candidate: Any, outcomes: list[Outcome]) -> str | None:
         """Drop-path shows its own mistakes, and hides all others."""
@@ -127,7 +128,7 @@ def all_kinds(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         y = call(x)
         if not isinstance(y, Tensor) or y.ndim < 2 or len(y) != len(x):
             return y
-        flat = y.detach().flatten(1)
+        flat = y.detach().float().flatten(1)
         is_near = (flat[:, None] - flat).abs().amax(2) < 1e-3
         chosen = y[is_near.int().argmax(1).unique()]
         return chosen[chosen.flatten(1)[:, 0].argsort()]

@@ -375,6 +375,19 @@ BLOCK = SwinExercise(
     SwinBlock,
     cases=(
         _block_case("one map of 4 x 4 tokens, no shift"),
+        *(
+            _block_case(
+                f"tokens with small numbers{where}",
+                EPS,
+                std=3e-3,
+                is_apart=True,
+                factors=factors,
+            )
+            for where, factors in (
+                ("", {}),
+                (", no attention", {"attn.proj": 0.0}),
+            )
+        ),
         _block_case("three heads", HEADS, num_heads=3),
         _block_case("two maps", SEVERAL_MAPS, shape=(2, 4, 4, 6)),
         _block_case("shift_size=1", SHIFTED, shift_size=1),
@@ -421,19 +434,6 @@ BLOCK = SwinExercise(
         ),
         _block_case("mlp_ratio=2.5", RATIO, mlp_ratio=2.5),
         _block_case("qkv_bias=False", QKV_BIAS, qkv_bias=False),
-        *(
-            _block_case(
-                f"tokens with small numbers{where}",
-                EPS,
-                std=3e-3,
-                is_apart=True,
-                factors=factors,
-            )
-            for where, factors in (
-                ("", {}),
-                (", no attention", {"attn.proj": 0.0}),
-            )
-        ),
         _block_case(
             "drop_path=0.5 in evaluation",
             DROPOUT_IN_EVALUATION,

@@ -505,13 +505,21 @@ def test_torchvision_weights_keep_their_numbers_under_other_names():
         assert len(part) == (dropped not in name)
 
 
-VIT_NAME = "encoder.layers.encoder_layer_0.ln_1.weight"
-TIMM_NAME = "layers.0.blocks.0.norm1.weight"
-
-
 @pytest.mark.parametrize(
     "name",
-    ["class_token", VIT_NAME, TIMM_NAME, "head.fc.weight", "features", "norm"],
+    [
+        "encoder.layers.encoder_layer_0.ln_1.weight",  # of its ViT
+        "layers.0.blocks.0.norm1.weight",  # of timm
+        "features.1.0.mlp.fc1.weight",
+        "features.1.0.norm3.weight",
+        "features.0.1.weight",
+        "features.2.0.norm1.weight",
+        "features.3.norm.weight",
+        "features.8.reduction.weight",
+        "features",
+        "head.fc.weight",
+        "norm",
+    ],
 )
 def test_names_that_are_not_torchvisions_are_refused(name):
     state = {"norm.weight": torch.ones(2), name: torch.ones(2)}
@@ -637,6 +645,21 @@ def test_fresh_matrices_have_std_002_and_fresh_biases_are_0():
         assert layer.bias is None or not layer.bias.any()
 
 
+def test_init_weights_draws_all_weights_anew():
+    model = model_of()
+    before = copy.deepcopy(model.state_dict())
+    model.init_weights()
+    assert model.patch_embed.proj.bias.any()  # as PyTorch draws it
+    for name, value in model.state_dict().items():
+        assert ("norm" in name) == value.equal(before[name]), name
+
+
+def test_fresh_tables_have_std_002():
+    for stage in fresh(window_size=(12, 20), num_heads=(8, 8, 8)).layers:
+        table = stage.blocks[0].attn.relative_position_bias_table
+        assert table.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 def test_two_fresh_blocks_differ():
     first, second = fresh().layers[0].blocks
     for name, value in first.named_parameters():
@@ -733,6 +756,10 @@ def test_merging_learns_at_the_rate_of_the_block_after_it():
         ({"drop_path": -0.1}, "drop_path < 1, got -0.1"),
         ({"drop_path": 1.0}, "drop_path < 1, got 1.0"),
         ({"drop_path": math.nan}, "drop_path < 1, got nan"),
+        (
+            {"drop_path": 1.0, "depths": (1,), "num_heads": (1,)},
+            "drop_path < 1, got 1.0",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(options, words):
@@ -757,6 +784,23 @@ def test_a_map_that_does_not_fit_is_not_merged(shape):
     words = re.escape(f"x must be (B, gh, gw, 8), got {shape}")
     with pytest.raises(ValueError, match=words):
         PatchMerging(8)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: PatchMerging(0), "dim must be positive, got 0"),
+        (lambda: SwinStage(9, 3), "dim must be even to merge patches, got 9"),
+        (lambda: SwinStage(8, 2, drop_path=()), "for each block, got 0"),
+    ],
+)
+def test_parts_that_cannot_work_are_refused_at_once(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_an_odd_width_needs_no_merging():
+    assert SwinStage(9, 3, merge=False)(torch.ones(1, 2, 2, 9)).shape[3] == 9
 
 
 def test_a_block_refuses_a_shift_of_a_whole_window():

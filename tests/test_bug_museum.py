@@ -2479,7 +2479,7 @@ def shift_inside_the_windows(attention, x, window, shift):
 
 
 def a_window_lies_across_the_old_borders(shifted):
-    tokens = tokens_that_see(shifted, (8, 8), (3, 3))
+    tokens = tokens_that_see(shifted, (8, 8), (3, 4))
     assert tokens == [[0, r, c] for r in range(2, 6) for c in range(2, 6)]
 
 

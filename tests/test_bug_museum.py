@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,9 +29,16 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from torchvision.models import VisionTransformer as torchvision_vit
 from torchvision.models import vit_b_16
+from torchvision.models.swin_transformer import (
+    PatchMerging as TorchvisionMerging,
+)
+from torchvision.models.swin_transformer import (
+    SwinTransformerBlock as TorchvisionBlock,
+)
 from torchvision.transforms import v2
 
 from vit_lessons import (
+    SWIN_PRESETS,
     VIT_PRESETS,
     ConvStem,
     DistilledVisionTransformer,
@@ -40,15 +48,20 @@ from vit_lessons import (
     Mlp,
     MultiHeadSelfAttention,
     PatchEmbed,
+    PatchMerging,
     RepeatedAugmentation,
     SmallCNN,
+    SwinBlock,
+    SwinTransformer,
     VisionTransformer,
+    WindowAttention,
     ask_teacher,
     attention_distance,
     attention_rollout,
     attention_weights,
     class_attention,
     class_colors,
+    create_model,
     deit_augmentation,
     deit_mix,
     draw_mask,
@@ -62,6 +75,7 @@ from vit_lessons import (
     load_pretrained,
     mean_color_classes,
     normalize_patches,
+    pad_to_windows,
     paint_prediction,
     parameter_groups,
     patch_distances,
@@ -72,12 +86,16 @@ from vit_lessons import (
     prepend_token,
     resize_pos_embed,
     scaled_dot_product_attention,
+    shift_mask,
     shuffle_patches,
     sincos_pos_embed,
     soft_distillation_loss,
+    swin_from_torchvision,
     train_one_epoch,
     unpatchify,
     warmup_cosine,
+    window_partition,
+    window_reverse,
 )
 from vit_lessons.data import ImageDataset, load_photograph, split_digits
 from vit_lessons.weights import Preprocessing
@@ -2355,6 +2373,434 @@ def turns_of_two_magnitudes() -> list[str]:
     ]
 
 
+# --- Chapter 15: Swin windows ------------------------------------------
+
+
+def attend_in_windows(attention, x, window, bias=None):
+    """Attention of chapter 04 in each window of a map."""
+    windows = attention(window_partition(x, window), bias)
+    return window_reverse(windows, window, tuple(x.shape[1:3]))
+
+
+def shift_of_the_package(
+    attention: MultiHeadSelfAttention, x: Tensor, window: int, shift: int
+) -> Tensor:
+    layer = WindowAttention(attention.dim, attention.num_heads, window, shift)
+    nn.init.zeros_(layer.to(x).relative_position_bias_table)
+    layer.load_state_dict(attention.state_dict(), strict=False)
+    return layer(x)
+
+
+def tokens_that_see(shifted, grid, place, window=4, shift=2):
+    """Tokens of a map that change with the token at one place."""
+    attention = randomize(MultiHeadSelfAttention(8, 4))
+    return tokens_that_change(
+        lambda x: shifted(attention, x, window, shift),
+        random(1, *grid, 8),
+        (0, *place),
+    )
+
+
+def shift_without_a_mask(attention, x, window, shift):
+    gh, gw = x.shape[1:3]
+    x = pad_to_windows(x, window)
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    # wrong: opposite borders meet
+    x = attend_in_windows(attention, x, window)
+    x = x.roll((shift, shift), dims=(1, 2))
+    return x[:, :gh, :gw]
+
+
+def the_corner_is_seen_by_its_neighbors_only(shifted):
+    tokens = tokens_that_see(shifted, (8, 8), (0, 0))
+    assert tokens == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+
+
+def tokens_that_see_the_corner() -> list[str]:
+    """And windows that hold several regions, of the maps of two stages."""
+    numbers = [
+        f"{len(tokens_that_see(form, (8, 8), (0, 0)))}"
+        for form in (shift_without_a_mask, shift_of_the_package)
+    ]
+    for grid in 56, 14:
+        mixed = shift_mask(grid, 7, 3).isinf().flatten(1).any(dim=1)
+        numbers += [f"{mixed.sum()}", f"{len(mixed)}"]
+    return numbers
+
+
+def shift_with_a_mask_for_each_head(attention, x, window, shift):
+    mask = shift_mask(tuple(x.shape[1:3]), window, shift)  # (nW, N, N)
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    # wrong: it is read as (h, N, N)
+    x = attend_in_windows(attention, x, window, mask)
+    return x.roll((shift, shift), dims=(1, 2))
+
+
+def pairs_with_the_mask_of_another_window() -> list[str]:
+    """Shares of the hidden pairs that are seen, and of the seen hidden."""
+    apart = shift_mask(8, 4, 2).isinf()  # (4, 16, 16)
+    right, wrong = torch.broadcast_tensors(apart[:, None], apart[None])
+    return [
+        percent(share.double().mean().item(), 0)
+        for share in (~wrong[right], wrong[~right])
+    ]
+
+
+def shift_with_a_mask_that_shows(attention, x, window, shift):
+    mask = shift_mask(tuple(x.shape[1:3]), window, shift)
+    # wrong: not minus 255
+    mask = 255.0 * mask.isinf()
+    mask = mask[:, None].repeat(len(x), 1, 1, 1)
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    x = attend_in_windows(attention, x, window, mask)
+    return x.roll((shift, shift), dims=(1, 2))
+
+
+def neighbors_that_see_the_corner() -> list[str]:
+    """All tokens that do, and those of its region."""
+    tokens = tokens_that_see(shift_with_a_mask_that_shows, (8, 8), (0, 0))
+    near = [token for token in tokens if max(token) < 2]
+    mixed = shift_mask(56, 7, 3).isinf().flatten(1).any(dim=1)
+    whole = [f"{(~mixed).sum()}", f"{len(mixed)}"]
+    return [f"{len(tokens) - len(near)}", f"{len(near)}", "4", *whole]
+
+
+def shift_inside_the_windows(attention, x, window, shift):
+    grid = tuple(x.shape[1:3])
+    x = window_partition(x, window).unflatten(1, (window, window))
+    # wrong: each window by itself
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    mask = shift_mask(grid, window, shift)[:, None]
+    mask = mask.repeat(len(x) // len(mask), 1, 1, 1)
+    x = attention(x.flatten(1, 2), mask)
+    x = x.unflatten(1, (window, window))
+    x = x.roll((shift, shift), dims=(1, 2))
+    return window_reverse(x.flatten(1, 2), window, grid)
+
+
+def a_window_lies_across_the_old_borders(shifted):
+    tokens = tokens_that_see(shifted, (8, 8), (3, 4))
+    assert tokens == [[0, r, c] for r in range(2, 6) for c in range(2, 6)]
+
+
+def tokens_after_ten_blocks() -> list[str]:
+    """Blocks without and with a shift take turns."""
+
+    def blocks(shifted: Callable) -> Callable:
+        def run(attention: nn.Module, x: Tensor, *sizes: int) -> Tensor:
+            for _ in range(5):
+                x = x + attend_in_windows(attention, x, sizes[0])
+                x = F.layer_norm(x, (8,))
+                x = F.layer_norm(x + shifted(attention, x, *sizes), (8,))
+            return x
+
+        return run
+
+    forms = shift_inside_the_windows, shift_of_the_package
+    return [
+        f"{len(tokens_that_see(blocks(form), (8, 8), (0, 0)))}"
+        for form in forms
+    ]
+
+
+def shift_before_padding(attention, x, window, shift):
+    gh, gw = x.shape[1:3]
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    # wrong: first pad, then roll
+    x = pad_to_windows(x, window)
+    mask = shift_mask(tuple(x.shape[1:3]), window, shift)
+    mask = mask[:, None].repeat(len(x), 1, 1, 1)
+    x = attend_in_windows(attention, x, window, mask)[:, :gh, :gw]
+    return x.roll((shift, shift), dims=(1, 2))
+
+
+def corners_of_padded_maps_are_seen_by_neighbors_only(shifted):
+    for grid in (5, 8), (8, 7), (5, 7):
+        tokens = tokens_that_see(shifted, grid, (0, 0))
+        assert tokens == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+
+
+def leaks(shifted, grid, window, shift):
+    """Pairs of tokens of different regions, of which one sees the other."""
+
+    def region(place):
+        return [(p - shift) // window for p in place]
+
+    sizes = {"window": window, "shift": shift}
+    return [
+        (place, other)
+        for place in product(*map(range, grid))
+        for _, *other in tokens_that_see(shifted, grid, place, **sizes)
+        if region(place) != region(other)
+    ]
+
+
+def leaks_and_losses_of_padding_late() -> list[str]:
+    """Of all pairs of tokens on a map of 5 x 7 that see each other."""
+
+    def pairs(shifted: Callable) -> set[tuple]:
+        return {
+            (place, *other)
+            for place in product(range(5), range(7))
+            for _, *other in tokens_that_see(shifted, (5, 7), place)
+        }
+
+    wrong, right = pairs(shift_before_padding), pairs(shift_of_the_package)
+    return [f"{len(p)}" for p in (wrong - right, right - wrong, right)]
+
+
+def shift_with_interleaved_masks(attention, x, window, shift):
+    mask = shift_mask(tuple(x.shape[1:3]), window, shift)[:, None]
+    # wrong: windows 0, 0, 1, 1, and so on
+    mask = mask.repeat_interleave(len(x), dim=0)
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    x = attend_in_windows(attention, x, window, mask)
+    return x.roll((shift, shift), dims=(1, 2))
+
+
+def images_do_not_depend_on_the_batch(shifted):
+    attention = randomize(MultiHeadSelfAttention(8, 4))
+    x = random(2, 8, 8, 8)
+    alone = [shifted(attention, image, 4, 2) for image in x.split(1)]
+    assert_equal(shifted(attention, x, 4, 2), torch.cat(alone))
+
+
+def windows_with_the_mask_of_another_one() -> list[str]:
+    """For one image, and for two: those that should have another mask."""
+    mask = shift_mask(56, 7, 3)
+    numbers = []
+    for images in 1, 2:
+        right = mask.repeat(images, 1, 1)
+        wrong = mask.repeat_interleave(images, dim=0)
+        other = (wrong != right).flatten(1).any(dim=1)
+        numbers += [f"{other.sum()}", f"{len(other)}"]
+    return numbers
+
+
+def shift_of_the_only_window(attention, x, window, shift):
+    gh, gw = x.shape[1:3]
+    x = pad_to_windows(x, window)
+    # wrong: along each axis
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    mask = shift_mask(tuple(x.shape[1:3]), window, shift)
+    mask = mask[:, None].repeat(len(x), 1, 1, 1)
+    x = attend_in_windows(attention, x, window, mask)
+    return x.roll((shift, shift), dims=(1, 2))[:, :gh, :gw]
+
+
+def the_only_window_sees_the_whole_map(shifted):
+    attention = randomize(MultiHeadSelfAttention(8, 4))
+    x = random(2, 4, 4, 8)
+    expected = attention(x.flatten(1, 2)).unflatten(1, (4, 4))
+    assert_equal(shifted(attention, x, 4, 2), expected)
+
+
+def pairs_of_the_last_stage() -> list[str]:
+    """One window of 7 x 7 tokens, with and without a shift."""
+    return [
+        percent((shift_mask(7, 7, shift) == 0).double().mean().item(), 0)
+        for shift in (3, 0)
+    ]
+
+
+def tokens_that_change_by_a_constant(function, x, index):
+    other = x.clone()
+    # wrong: a norm takes it away
+    other[index] += 1
+    moved = (function(other) - function(x)).abs().amax(-1) > 1e-12
+    return moved.nonzero().tolist()
+
+
+def branch_without_a_mask() -> Callable[[Tensor], Tensor]:
+    """A norm, shifted windows without a mask, and a residual connection."""
+    norm = randomize(nn.LayerNorm(8))
+    attention = randomize(MultiHeadSelfAttention(8, 4))
+    return lambda x: x + shift_without_a_mask(attention, norm(x), 4, 2)
+
+
+def the_missing_mask_is_found_behind_a_norm(changes):
+    x = random(1, 8, 8, 8)
+    tokens = changes(branch_without_a_mask(), x, (0, 0, 0))
+    assert [0, 7, 7] in tokens
+
+
+def tokens_behind_a_norm() -> list[str]:
+    x = random(1, 8, 8, 8)
+    return [
+        f"{len(changes(branch_without_a_mask(), x, (0, 0, 0)))}"
+        for changes in (tokens_that_change_by_a_constant, tokens_that_change)
+    ]
+
+
+def leaks_of_a_padded_map(shifted):
+    # wrong: only zeros come around here
+    return leaks(shifted, (7, 10), 4, 3)
+
+
+def leaks_of_a_tiled_map(shifted: Callable) -> list[tuple]:
+    return leaks(shifted, (8, 8), 4, 3)
+
+
+def a_missing_mask_leaks(leaks_of):
+    assert leaks_of(shift_without_a_mask)
+
+
+def leaks_without_a_mask() -> list[str]:
+    return [
+        f"{len(leaks_of(shift_without_a_mask)):,}"
+        for leaks_of in (leaks_of_a_padded_map, leaks_of_a_tiled_map)
+    ]
+
+
+# --- Chapter 16: Swin Transformer --------------------------------------
+
+
+class MergingInReadingOrder(PatchMerging):
+    def forward(self, x):
+        x = rearrange(
+            x,
+            # wrong: not (right down d)
+            "b (gh down) (gw right) d -> b gh gw (down right d)",
+            down=2,
+            right=2,
+        )
+        return self.reduction(self.norm(x))
+
+
+def merging_equals_the_one_of_torchvision(merging_class):
+    theirs = randomize(TorchvisionMerging(8))
+    ours = merging_class(8).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = random(2, 4, 6, 8)
+    assert_equal(ours(x), theirs(x))
+
+
+def miss_of_reading_order() -> list[str]:
+    right, x = randomize(PatchMerging(96)), random(1, 56, 56, 96)
+    nn.init.ones_(right.norm.weight)
+    wrong = MergingInReadingOrder(96).double()
+    wrong.load_state_dict(right.state_dict())
+    return [f"{miss(wrong(x), right(x)):.1f}"]
+
+
+class MergingBeforeTheNorm(PatchMerging):
+    def __init__(self, dim):
+        super().__init__(dim)
+        # wrong: of 4 * dim, before it
+        self.norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, x):
+        x = rearrange(
+            x,
+            "b (gh down) (gw right) d -> b gh gw (right down d)",
+            down=2,
+            right=2,
+        )
+        return self.norm(self.reduction(x))
+
+
+@torch.no_grad()
+def twice_the_weights_are_twice_the_output(merging_class):
+    merging, x = randomize(merging_class(8)), random(2, 4, 6, 8)
+    before = merging(x)
+    merging.reduction.weight.mul_(2)
+    assert_equal(merging(x), 2 * before)
+
+
+def parameters_of_all_mergings() -> list[str]:
+    """Of the smallest published model, and how many fewer."""
+    right, wrong = (
+        int(
+            parameters(
+                lambda c=merging_class: nn.ModuleList(
+                    c(96 * 2**i) for i in range(3)
+                )
+            ).replace(",", "")
+        )
+        for merging_class in (PatchMerging, MergingBeforeTheNorm)
+    )
+    with torch.device("meta"):
+        model = create_model("swin_tiny_patch4_window7_224")
+    total = sum(p.numel() for p in model.parameters())
+    return [f"{right - wrong:,}", f"{total:,}"]
+
+
+class SwinBlockWithTheEpsOfViT(SwinBlock):
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        # wrong: Swin has 1e-5
+        self.norm1.eps = self.norm2.eps = 1e-6
+
+
+def a_block_equals_the_one_of_torchvision(block_class):
+    theirs = randomize(TorchvisionBlock(8, 2, [4, 4], [2, 2])).eval()
+    weights = swin_from_torchvision(
+        {f"features.1.0.{k}": w for k, w in theirs.state_dict().items()}
+    )
+    ours = block_class(8, 2, 4, 2).double()
+    start = len("layers.0.blocks.0.")
+    ours.load_state_dict({k[start:]: w for k, w in weights.items()})
+    x = random(2, 8, 8, 8)
+    assert_equal(ours(x), theirs(x))
+
+
+@torch.no_grad()
+def gaps_of_two_eps() -> list[str]:
+    """Of a fresh block, for tokens of two sizes."""
+
+    def gap(std: float) -> float:
+        outputs = []
+        for form in SwinBlockWithTheEpsOfViT, SwinBlock:
+            torch.manual_seed(0)
+            block = form(96, 3, 7, 3).double()
+            outputs.append(block(std * random(1, 14, 14, 96)))
+        return (outputs[0] - outputs[1]).abs().max().item()
+
+    return [f"{gap(std):.0e}" for std in (1, 0.01)]
+
+
+def rates_for_each_stage(drop_path, depths):
+    return [
+        # wrong: begins at 0 again
+        [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        for depth in depths
+    ]
+
+
+def rates_of_the_package(
+    drop_path: float, depths: tuple[int, ...]
+) -> list[list[float]]:
+    with torch.device("meta"):
+        model = SwinTransformer(
+            32,
+            embed_dim=8,
+            depths=depths,
+            num_heads=[1] * len(depths),
+            drop_path=drop_path,
+        )
+    return [
+        [block.drop_path.drop_path for block in stage.blocks]
+        for stage in model.layers
+    ]
+
+
+def the_rates_rise_evenly_through_all_stages(rates):
+    stages = rates(0.2, (2, 2, 6, 2))
+    blocks = [rate for stage in stages for rate in stage]
+    assert blocks == pytest.approx([0.2 * i / 11 for i in range(12)])
+
+
+def rates_of_two_blocks() -> list[str]:
+    """Of the second block and the first of the last stage, and the mean."""
+    numbers = []
+    for form in rates_for_each_stage, rates_of_the_package:
+        stages = form(0.2, (2, 2, 6, 2))
+        mean = sum(map(sum, stages)) / 12
+        rates = stages[0][1], stages[3][0], mean
+        numbers += [percent(rate, 0) for rate in rates]
+    return numbers
+
+
 # --- The exhibits ------------------------------------------------------
 
 
@@ -2525,6 +2971,15 @@ def ask_a_teacher(ask: Callable) -> Tensor:
     mix = v2.MixUp(num_classes=10)
     _, (_, answer) = ask(small(VisionTransformer), images, labels, mix)
     return answer
+
+
+def shift_a_map(shifted: Callable) -> Tensor:
+    attention = randomize(MultiHeadSelfAttention(8, 4))
+    return shifted(attention, random(2, 8, 8, 8), 4, 2)
+
+
+def merge_a_map(merging_class: Callable) -> Tensor:
+    return randomize(merging_class(8))(random(2, 4, 6, 8))
 
 
 EXHIBITS = [
@@ -3074,6 +3529,114 @@ EXHIBITS = [
         turns_of_20_degrees_occur,
         turns_of_two_magnitudes,
     ),
+    Exhibit(
+        15,
+        shift_without_a_mask,
+        shift_of_the_package,
+        shift_a_map,
+        the_corner_is_seen_by_its_neighbors_only,
+        tokens_that_see_the_corner,
+    ),
+    Exhibit(
+        15,
+        shift_with_a_mask_for_each_head,
+        shift_of_the_package,
+        shift_a_map,
+        the_corner_is_seen_by_its_neighbors_only,
+        pairs_with_the_mask_of_another_window,
+    ),
+    Exhibit(
+        15,
+        shift_with_a_mask_that_shows,
+        shift_of_the_package,
+        shift_a_map,
+        the_corner_is_seen_by_its_neighbors_only,
+        neighbors_that_see_the_corner,
+    ),
+    Exhibit(
+        15,
+        shift_inside_the_windows,
+        shift_of_the_package,
+        shift_a_map,
+        a_window_lies_across_the_old_borders,
+        tokens_after_ten_blocks,
+    ),
+    Exhibit(
+        15,
+        shift_before_padding,
+        shift_of_the_package,
+        shift_a_map,
+        corners_of_padded_maps_are_seen_by_neighbors_only,
+        leaks_and_losses_of_padding_late,
+    ),
+    Exhibit(
+        15,
+        shift_with_interleaved_masks,
+        shift_of_the_package,
+        shift_a_map,
+        images_do_not_depend_on_the_batch,
+        windows_with_the_mask_of_another_one,
+    ),
+    Exhibit(
+        15,
+        shift_of_the_only_window,
+        shift_of_the_package,
+        shift_a_map,
+        the_only_window_sees_the_whole_map,
+        pairs_of_the_last_stage,
+    ),
+    Exhibit(
+        15,
+        tokens_that_change_by_a_constant,
+        tokens_that_change,
+        lambda changes: torch.tensor(
+            changes(nn.Identity(), random(1, 8, 8, 8), (0, 0, 0))
+        ),
+        the_missing_mask_is_found_behind_a_norm,
+        tokens_behind_a_norm,
+    ),
+    Exhibit(
+        15,
+        leaks_of_a_padded_map,
+        leaks_of_a_tiled_map,
+        lambda leaks_of: torch.tensor(leaks_of(lambda attention, x, *_: x)),
+        a_missing_mask_leaks,
+        leaks_without_a_mask,
+    ),
+    Exhibit(
+        16,
+        MergingInReadingOrder,
+        PatchMerging,
+        merge_a_map,
+        merging_equals_the_one_of_torchvision,
+        miss_of_reading_order,
+    ),
+    Exhibit(
+        16,
+        MergingBeforeTheNorm,
+        PatchMerging,
+        merge_a_map,
+        twice_the_weights_are_twice_the_output,
+        parameters_of_all_mergings,
+    ),
+    Exhibit(
+        16,
+        SwinBlockWithTheEpsOfViT,
+        SwinBlock,
+        lambda block_class: randomize(block_class(8, 2, 4, 2))(
+            random(2, 8, 8, 8)
+        ),
+        a_block_equals_the_one_of_torchvision,
+        gaps_of_two_eps,
+    ),
+    Exhibit(
+        16,
+        rates_for_each_stage,
+        rates_of_the_package,
+        lambda rates: torch.cat([*map(torch.tensor, rates(0.2, (2, 2, 6, 2)))]),
+        the_rates_rise_evenly_through_all_stages,
+        rates_of_two_blocks,
+    ),
 ]
 
 
@@ -3520,6 +4083,114 @@ def test_a_fresh_second_head_halves_the_logits():
     assert_equal(model.eval()(images), logits / 2)
 
 
+@pytest.mark.parametrize(
+    "shifted", [shift_without_a_mask, shift_with_a_mask_that_shows]
+)
+def test_a_wrong_mask_changes_nothing_in_the_middle_of_the_map(shifted):
+    a_window_lies_across_the_old_borders(shifted)
+
+
+def test_a_mask_for_each_head_is_refused_if_there_are_more_windows():
+    attention = randomize(MultiHeadSelfAttention(8, 4))
+    with pytest.raises(ValueError, match="bias must broadcast to"):
+        shift_with_a_mask_for_each_head(attention, random(1, 8, 12, 8), 4, 2)
+    with pytest.raises(RuntimeError):
+        _ = random(6, 4, 16, 16) + shift_mask((8, 12), 4, 2)
+
+
+def test_the_published_models_never_have_as_many_windows_as_heads():
+    for preset in SWIN_PRESETS.values():
+        windows = [(56 // 2**stage // 7) ** 2 for stage in range(4)]
+        pairs = zip(windows, preset["num_heads"], strict=True)
+        assert all(of_map != heads for of_map, heads in pairs)
+
+
+def test_padding_late_is_right_on_maps_that_windows_tile():
+    the_corner_is_seen_by_its_neighbors_only(shift_before_padding)
+    a_window_lies_across_the_old_borders(shift_before_padding)
+
+
+def test_interleaved_masks_are_right_for_one_image():
+    the_corner_is_seen_by_its_neighbors_only(shift_with_interleaved_masks)
+
+
+def test_a_shift_without_a_rule_for_one_window_is_right_for_more():
+    the_corner_is_seen_by_its_neighbors_only(shift_of_the_only_window)
+    corners_of_padded_maps_are_seen_by_neighbors_only(shift_of_the_only_window)
+    a_window_lies_across_the_old_borders(shift_of_the_only_window)
+    images_do_not_depend_on_the_batch(shift_of_the_only_window)
+
+
+def test_without_a_norm_a_constant_finds_the_missing_mask():
+    tokens = tokens_that_see(shift_without_a_mask, (8, 8), (0, 0))
+    attention, x = randomize(MultiHeadSelfAttention(8, 4)), random(1, 8, 8, 8)
+    changed = tokens_that_change_by_a_constant(
+        lambda x: shift_without_a_mask(attention, x, 4, 2), x, (0, 0, 0)
+    )
+    assert changed == tokens
+
+
+@pytest.mark.parametrize("grid", [(5, 6), (5, 7), (7, 6), (6, 6), (3, 8)])
+def test_padding_hides_a_leak_if_it_reaches_from_the_shift_to_the_window(grid):
+    window, shift = 4, 2
+    hidden = all(-side % window >= window - shift for side in grid)
+    assert hidden == (not leaks(shift_without_a_mask, grid, window, shift))
+
+
+@pytest.mark.parametrize("grid", [(7, 10), (8, 8), (5, 7)])
+def test_attention_of_the_package_leaks_nowhere(grid):
+    assert leaks(shift_of_the_package, grid, 4, 3) == []
+
+
+def test_merging_in_reading_order_with_reordered_weights_is_as_good():
+    right, wrong = randomize(PatchMerging(8)), MergingInReadingOrder(8)
+    wrong.double().load_state_dict(
+        {
+            name: rearrange(
+                weight,
+                "... (right down d) -> ... (down right d)",
+                right=2,
+                down=2,
+            )
+            for name, weight in right.state_dict().items()
+        }
+    )
+    x = random(2, 4, 6, 8)
+    assert_equal(wrong(x), right(x))
+
+
+@pytest.mark.parametrize("function", ["pixel_unshuffle", "unfold"])
+def test_merging_with_channels_first_is_found_too(function):
+    class Merging(PatchMerging):
+        def forward(self, x: Tensor) -> Tensor:
+            _, gh, gw, _ = x.shape
+            x = x.permute(0, 3, 1, 2)
+            if function == "unfold":
+                x = F.unfold(x, 2, stride=2)
+                x = x.unflatten(2, (gh // 2, gw // 2))
+            else:
+                x = F.pixel_unshuffle(x, 2)
+            return self.reduction(self.norm(x.permute(0, 2, 3, 1)))
+
+    assert merge_a_map(Merging).shape == merge_a_map(PatchMerging).shape
+    with pytest.raises(AssertionError):
+        merging_equals_the_one_of_torchvision(Merging)
+
+
+def test_published_weights_do_not_fit_a_norm_after_the_reduction():
+    with pytest.raises(RuntimeError, match="size mismatch for norm"):
+        MergingBeforeTheNorm(8).load_state_dict(PatchMerging(8).state_dict())
+
+
+@torch.no_grad()
+def test_float32_does_not_see_the_eps():
+    outputs = []
+    for form in SwinBlockWithTheEpsOfViT, SwinBlock:
+        torch.manual_seed(0)
+        outputs.append(form(96, 3, 7, 3)(random(1, 14, 14, 96).float()))
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
+
+
 # --- The page ----------------------------------------------------------
 
 
@@ -3674,6 +4345,7 @@ def numbers_against_the_sentences() -> list[str]:
         *changes_under_a_shift(),
         *changes_of_the_maps(),
         *numbers_about_deit(),
+        *numbers_about_masks(),
     ]
 
 
@@ -3715,6 +4387,22 @@ def numbers_about_deit() -> list[str]:
     epoch = torch.cat(batches_of_the_package(3072, 96, 3))
     seen = [f"{len(epoch):,}", f"{len(epoch.unique()):,}"]
     return [percent(other.double().mean().item()), f"{unchanged}", *seen]
+
+
+def numbers_about_masks() -> list[str]:
+    """Numbers that change with the order of a pair, and with nine regions."""
+    mask = shift_mask(56, 7, 3)
+    place = torch.arange(56)
+    part = (place >= 56 - 7).long() + (place >= 56 - 3)  # 0, 1, 2
+    region = window_partition((3 * part[:, None] + part)[None, ..., None], 7)
+    assert len(region.unique()) == 9
+    apart = region != region.transpose(1, 2)
+    turned = (mask != mask.transpose(1, 2)).sum()
+    return [
+        f"{mask.numel():,}",
+        f"{turned}",
+        f"{(mask.isinf() != apart).sum()}",
+    ]
 
 
 def test_the_wrong_sentences_are_answered_by_measured_numbers():

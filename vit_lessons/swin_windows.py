@@ -116,7 +116,9 @@ def pad_to_windows(x: Tensor, window_size: int | tuple[int, int]) -> Tensor:
     m1, m2 = as_pair("window_size", window_size)
     if x.ndim != 4:
         raise ValueError(f"x must be (B, gh, gw, D), got {tuple(x.shape)}")
-    return F.pad(x, (0, 0, 0, -x.shape[2] % m2, 0, -x.shape[1] % m1))
+    below, right = -x.shape[1] % m1, -x.shape[2] % m2
+    # Padding by nothing would copy the map.
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
 def as_shift(
@@ -271,23 +273,24 @@ class WindowAttention(MultiHeadSelfAttention):
         if down or right:
             x = x.roll((-down, -right), dims=(1, 2))
         windows = window_partition(x, self.window_size)  # (B * nW, M*M, D)
-        # Heads and windows stand side by side: none sees another one.
-        (m1, m2), (rows, columns) = self.window_size, grid
-        num_windows = rows // m1 * (columns // m2)
+        bias = self.window_bias(grid, (down, right))
+        # Windows that differ in their bias stand beside each other as heads
+        # do: one bias then serves all images.
+        w, h = bias.shape[:2]  # w is nW, or 1
         q, k, v = rearrange(
             self.qkv(windows),
             "(b w) n (three h d) -> three b (w h) n d",
-            w=num_windows,
             three=3,
-            h=self.num_heads,
+            w=w,
+            h=h,
         )
-        bias = self.window_bias(grid, (down, right)).to(q.dtype)
-        bias = bias.expand(num_windows, -1, -1, -1)
-        bias = rearrange(bias, "w h n m -> 1 (w h) n m")
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        out = self.proj(
-            rearrange(out, "b (w h) n d -> (b w) n (h d)", h=self.num_heads)
-        )
+        bias = rearrange(bias.to(q.dtype), "w h n m -> 1 (w h) n m")
+        if x.is_cuda:  # the fused kernel, which stores no scores
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        else:  # equation 4; q is smaller than the scores, so divide q
+            scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-2, -1) + bias
+            out = scores.softmax(dim=-1) @ v
+        out = self.proj(rearrange(out, "b (w h) n d -> (b w) n (h d)", h=h))
         x = window_reverse(out, self.window_size, grid)
         if down or right:
             x = x.roll((down, right), dims=(1, 2))

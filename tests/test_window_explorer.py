@@ -295,7 +295,7 @@ def test_each_step_has_a_sentence():
         "Mask": "The mask lets tokens of a window see each other only inside "
         "the dashed lines, where they are neighbors on the map.",
         "Back home": "Put the windows together and roll back. Each token saw "
-        "its window of step 2, though all windows had the same size.",
+        "its window of step 2, and all windows had the same size.",
     }
 
 

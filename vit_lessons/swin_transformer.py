@@ -72,7 +72,8 @@ class PatchMerging(nn.Module):
 
     The four tokens stand one after the other: top left, bottom left, top
     right, bottom right. A norm and a linear layer without bias make 2 D of
-    their 4 D features. An odd map is padded with zeros.
+    their 4 D features. An odd map is padded with zeros, below and to the
+    right.
 
     Args:
         dim: Token width D before merging, in features.
@@ -322,7 +323,7 @@ class SwinTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw the first weights: small ones, and biases of layers 0."""
+        """Draw the first weights: small ones, 0 for biases of linear layers."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.reset_parameters()

@@ -195,8 +195,8 @@ class WindowAttention(MultiHeadSelfAttention):
     are. With a shift the windows lie across the borders of those without.
 
     A map that windows do not tile is padded with zeros, which take part in
-    the attention, as in the paper's code. Along an axis that one window
-    covers, there is no shift.
+    the attention, as in the authors' code for detection. Along an axis that
+    one window covers, there is no shift.
 
     Args:
         dim: Token width D, in features. A multiple of num_heads.

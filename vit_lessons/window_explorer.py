@@ -78,7 +78,7 @@ STEPS = (
         "Back home",
         "shift",
         "Put the windows together and roll back.{crop} Each token saw its "
-        "window of step 2, though all windows had the same size.",
+        "window of step 2, and all windows had the same size.",
         "home shifted region",
     ),
 )

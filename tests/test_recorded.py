@@ -109,7 +109,7 @@ def test_the_quick_size_of_a_script_runs(name):
     before = {p: p.stat().st_mtime for p in recorded.FOLDER.iterdir()}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
+    assert "} {'" in done.stdout  # settings, and what was measured
     assert before == {p: p.stat().st_mtime for p in recorded.FOLDER.iterdir()}
 
 

@@ -29,7 +29,8 @@ Chapter 14, deit: DEIT_PRESETS, DistilledVisionTransformer,
 Chapter 15, swin_windows: window_partition, window_reverse, pad_to_windows,
     as_shift, shift_mask, WindowAttention
 Chapter 16, swin_transformer: SwinPatchEmbed, PatchMerging, SwinBlock,
-    SwinStage, SwinTransformer, swin_from_torchvision, SWIN_PRESETS
+    SwinStage, SwinTransformer, TORCHVISION_SWIN_NAMES, swin_from_torchvision,
+    SWIN_PRESETS
 
 Around the chapters: models (presets by name), data (photographs, digits,
 CIFAR-10), procedural (images drawn by a rule), weights (published weights and

@@ -2,8 +2,8 @@
 
 The book is built without torch: autodoc replaces whatever the package
 imports from other projects by stand-ins. This extension finds out what that
-is, sets our `Shape:` sections as code, and links classes of other projects to
-their manuals.
+is, sets our `Shape:` sections as code, links each entry to the cell of the
+chapter that defines it, and classes of other projects to their manuals.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 
+from cells import find_definition
+from chapters import load_plan, module_of
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -102,7 +104,19 @@ def set_sections(
             if chapter[1] in app.env.found_docs:
                 line = f"From the chapter :doc:`/{chapter[1]}`."
         out.append(line)
-    lines[:] = out
+    lines[:] = [*out, *link_to_cell(app, name)]
+
+
+def link_to_cell(app: Sphinx, name: str) -> list[str]:
+    """Return the line that leads from an entry to the cell defining it."""
+    root = Path(app.srcdir)
+    module, _, member = name.rpartition(".")
+    for stem in (chapter["stem"] for chapter in load_plan(root)):
+        if module == f"vit_lessons.{module_of(stem)}":
+            reference = find_definition(root, stem, member)
+            title = f"Chapter {stem[:2]} defines it"
+            return ["", f":cell:`{title} <{reference}>`.", ""]
+    return []
 
 
 def set_signature(

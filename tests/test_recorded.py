@@ -24,7 +24,7 @@ SCRIPTS = sorted(
     if "record(" in path.read_text("utf-8") and path.stem != "runner"
 )
 # What a script measures, if it is not accuracy.
-MEASURED = {"swin_cost": "milliseconds"}
+MEASURED = {"model_cost": "multiply_adds", "swin_cost": "milliseconds"}
 RECORD = recorded.Record(
     name="small",
     command="python experiments/small.py",

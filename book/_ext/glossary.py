@@ -1,0 +1,219 @@
+"""Show the glossary, and link the first use of its terms in each chapter.
+
+book/glossary.yml lists the terms:
+
+    - term: class token
+      chinese: 类别标记
+      forms: [class tokens]      # other forms of the word in the text
+      chapter: "02"              # the chapter that explains it
+      definition: One to three sentences in Markdown.
+      see: [token]               # optional: other entries
+      link: false                # optional: no links from the chapters
+
+The directive `glossary-terms` shows all of them in the order of the
+alphabet. In a chapter the first use of each term becomes a link, outside of
+headings, code, formulas and other links.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from chapter_numbers import chapter_number
+from chapters import link_mentions, other_pages
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.osutil import relative_uri
+from sphinx.writers.html5 import HTML5Translator
+
+PAGE = "book/glossary"
+NOT_LINKED = (
+    nodes.title,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.math,
+    nodes.math_block,
+    nodes.reference,
+    nodes.raw,
+    nodes.comment,
+)
+
+
+class Term(NamedTuple):
+    """A term of the field, in English and Chinese."""
+
+    term: str
+    chinese: str
+    definition: str
+    chapter: str
+    forms: Sequence[str] = ()
+    see: Sequence[str] = ()
+    link: bool = True
+
+    @property
+    def anchor(self) -> str:
+        return f"term-{nodes.make_id(self.term)}"
+
+
+class chinese(nodes.Inline, nodes.TextElement):
+    """Chinese words, marked as such for screen readers and fonts."""
+
+
+@cache
+def read_file(path: Path, changed: int) -> list[Term]:
+    """Read the file once for each time it changes."""
+    terms, owners = [], {}
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        try:
+            term = Term(**entry)
+        except TypeError as error:
+            raise ExtensionError(f"{path.name}: {entry}: {error}") from None
+        for form in (term.term, *term.forms):
+            owner = owners.setdefault(form.lower(), term)
+            if owner is not term:
+                raise ExtensionError(
+                    f"{path.name}: {form!r} is in two entries, "
+                    f"{owner.term!r} and {term.term!r}"
+                )
+        terms.append(term)
+    for term in terms:
+        if unknown := set(term.see) - {other.term for other in terms}:
+            raise ExtensionError(f"{path.name}: {term.term}: see {unknown}?")
+    return sorted(terms, key=lambda term: term.term.lower())
+
+
+def load_glossary(root: Path) -> list[Term]:
+    """Read and check all terms, sorted.
+
+    Raises:
+        ExtensionError: An entry is malformed, or a form is in two entries.
+    """
+    path = root / "book" / "glossary.yml"
+    return read_file(path, path.stat().st_mtime_ns)
+
+
+def pattern(forms: list[str]) -> re.Pattern:
+    """Match any of the forms as whole words, the longest first."""
+    words = sorted(forms, key=len, reverse=True)
+    union = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in words)
+    return re.compile(rf"(?<![\w-])(?:{union})(?![\w-])", re.IGNORECASE)
+
+
+class GlossaryTerms(SphinxDirective):
+    """All terms, one after the other."""
+
+    def run(self) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
+        self.env.note_dependency(str(root / "book" / "glossary.yml"))
+        terms = load_glossary(root)
+        anchors = {term.term: term.anchor for term in terms}
+        items = nodes.definition_list(classes=["glossary"])
+        for term in terms:
+            text = term.definition.strip()
+            notes = [f"Explained in chapter {term.chapter}."]
+            if term.see:
+                links = [f"[{name}](#{anchors[name]})" for name in term.see]
+                notes.append(f"See also {', '.join(links)}.")
+            lines = link_mentions(
+                f"{text} {' '.join(notes)}", other_pages(self.env.app, "")
+            )
+            name = nodes.term(
+                "",
+                "",
+                nodes.strong("", term.term),
+                nodes.Text(" "),
+                chinese("", term.chinese),
+                ids=[term.anchor],
+            )
+            items += nodes.definition_list_item(
+                "", name, nodes.definition("", *self.parse_text_to_nodes(lines))
+            )
+        return [items]
+
+
+def link_first_uses(app: Sphinx, doctree: nodes.document) -> None:
+    """Make the first use of each term in a chapter a link."""
+    docname = app.env.docname
+    if chapter_number(docname) is None or PAGE not in app.env.found_docs:
+        return
+    app.env.note_dependency(f"{app.srcdir}/book/glossary.yml")
+    target = relative_uri(
+        app.builder.get_target_uri(docname), app.builder.get_target_uri(PAGE)
+    )
+    waiting = {
+        re.sub(r"\s+", " ", form.lower()): term
+        for term in load_glossary(Path(app.srcdir))
+        for form in (term.term, *term.forms)
+        if term.link
+    }
+    for text in [*doctree.findall(nodes.Text)]:
+        if waiting and is_prose(text):
+            text.parent.replace(text, link_terms(text, waiting, target))
+
+
+def is_prose(text: nodes.Text) -> bool:
+    """Is the text in a paragraph or a table, and not yet a link?"""
+    node, in_paragraph = text.parent, False
+    while node is not None:
+        if isinstance(node, NOT_LINKED):
+            return False
+        in_paragraph = in_paragraph or isinstance(node, nodes.paragraph)
+        node = node.parent
+    return in_paragraph
+
+
+def link_terms(
+    text: nodes.Text, waiting: dict[str, Term], target: str
+) -> list[nodes.Node]:
+    """Link the terms that wait for their first use, and let them wait no more.
+
+    Args:
+        text: A piece of prose.
+        waiting: The terms not used so far, by each of their forms.
+        target: Address of the glossary.
+
+    Returns:
+        The text, cut into pieces of text and links.
+    """
+    parts, end, words = [], 0, text.astext()
+    while waiting:
+        match = pattern([*waiting]).search(words, end)
+        if match is None:
+            break
+        term = waiting[re.sub(r"\s+", " ", match[0].lower())]
+        for form in (term.term, *term.forms):
+            waiting.pop(form.lower(), None)
+        parts.append(nodes.Text(words[end : match.start()]))
+        parts.append(
+            nodes.reference(
+                "",
+                match[0],
+                refuri=f"{target}#{term.anchor}",
+                internal=True,
+                classes=["glossary-term"],
+            )
+        )
+        end = match.end()
+    return [*parts, nodes.Text(words[end:])]
+
+
+def visit_chinese(self: HTML5Translator, node: chinese) -> None:
+    self.body.append(self.starttag(node, "span", "", lang="zh-Hans"))
+
+
+def depart_chinese(self: HTML5Translator, node: chinese) -> None:
+    self.body.append("</span>")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("glossary-terms", GlossaryTerms)
+    app.add_node(chinese, html=(visit_chinese, depart_chinese))
+    app.connect("doctree-read", link_first_uses)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

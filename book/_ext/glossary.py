@@ -5,7 +5,7 @@ book/glossary.yml lists the terms:
     - term: class token
       chinese: 类别标记
       forms: [class tokens]      # other forms of the word in the text
-      chapter: "02"              # the chapter that explains it
+      chapter: "02"              # the chapter that explains it, or: paper
       definition: One to three sentences in Markdown.
       see: [token]               # optional: other entries
       link: false                # optional: no links from the chapters
@@ -34,6 +34,7 @@ from sphinx.util.osutil import relative_uri
 from sphinx.writers.html5 import HTML5Translator
 
 PAGE = "book/glossary"
+EXPLAINED = {"paper": "[the paper in one sitting](/book/paper.md)"}
 NOT_LINKED = (
     nodes.title,
     nodes.literal,
@@ -117,7 +118,8 @@ class GlossaryTerms(SphinxDirective):
         items = nodes.definition_list(classes=["glossary"])
         for term in terms:
             text = term.definition.strip()
-            notes = [f"Explained in chapter {term.chapter}."]
+            place = EXPLAINED.get(term.chapter, f"chapter {term.chapter}")
+            notes = [f"Explained in {place}."]
             if term.see:
                 links = [f"[{name}](#{anchors[name]})" for name in term.see]
                 notes.append(f"See also {', '.join(links)}.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from weakref import WeakSet
 
 import pytest
 import timm
@@ -25,6 +27,7 @@ from oracles import has_all_gradients, random, randomize, tokens_that_change
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer as timm_vit
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from torchvision.models import VisionTransformer as torchvision_vit
@@ -84,6 +87,7 @@ from vit_lessons import (
     pool,
     position_similarity,
     prepend_token,
+    recorded,
     resize_pos_embed,
     scaled_dot_product_attention,
     shift_mask,
@@ -578,6 +582,36 @@ def what_a_causal_mask_hides() -> list[str]:
     return [percent(hidden), "1"]
 
 
+class AttentionOfFixedLength(MultiHeadSelfAttention):
+    def __init__(self, dim, num_heads, length=196):
+        super().__init__(dim, num_heads)
+        self.length = length  # the patches of an image
+
+    def forward(self, x):
+        place = torch.arange(x.shape[1], device=x.device)
+        bias = torch.zeros_like(place, dtype=x.dtype)
+        # wrong: an image has no end
+        bias[place >= self.length] = float("-inf")
+        return super().forward(x, bias)
+
+
+def the_last_of_197_tokens_is_seen(layer_class):
+    layer, x = randomize(layer_class(12, 3)), random(1, 197, 12)
+    last = (0, 196)
+    changed = tokens_that_change(layer, x, last)
+    assert len(changed) == 197
+
+
+def patches_beyond_the_length() -> list[str]:
+    layer, numbers = randomize(AttentionOfFixedLength(12, 3)), []
+    for side in 14, 24:
+        x = random(1, 1 + side**2, 12).requires_grad_()
+        layer(x)[0, 0].sum().backward()
+        unseen = x.grad[0].eq(0).all(dim=-1).sum().item()
+        numbers += [f"{unseen}", f"{side**2}"]
+    return numbers
+
+
 # --- Chapter 05: MLP ---------------------------------------------------
 
 
@@ -744,6 +778,34 @@ def weights_of_twelve_blocks() -> list[str]:
     return [parameters(lambda form=form: form(768, 12, 12)) for form in forms]
 
 
+class BlockWithOneNorm(EncoderBlock):
+    def __init__(self, dim, num_heads):
+        super().__init__(dim, num_heads)
+        # wrong: one object, two places
+        self.norm2 = self.norm1
+
+
+def each_norm_has_its_own_weights(block_class):
+    block = block_class(12, 3)
+    names = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"]
+    state = {name: random(12, seed=i) for i, name in enumerate(names)}
+    block.double().load_state_dict(state, strict=False)
+    for name in names:
+        assert_equal(block.state_dict()[name], state[name])
+
+
+def effect_of_one_norm() -> list[str]:
+    forms = (BlockWithOneNorm, EncoderBlock)
+    right = randomize(EncoderBlock(48, 4))
+    wrong = BlockWithOneNorm(48, 4).double()
+    wrong.load_state_dict(right.state_dict(), strict=True)
+    x = random(2, 197, 48)
+    return [
+        *(parameters(lambda form=form: form(768, 12)) for form in forms),
+        f"{miss(wrong(x), right(x)):.1f}",
+    ]
+
+
 # --- Chapter 07: Vision Transformer ------------------------------------
 
 
@@ -850,6 +912,52 @@ def loss_on_ten_classes(model_class: Callable) -> Tensor:
 
 
 # --- Chapter 08: training ----------------------------------------------
+
+
+def loader_of_raw_pixels(images, labels):
+    # wrong: still from 0 to 255
+    pixels = images.float()
+    return DataLoader(ImageDataset(pixels, labels), batch_size=64)
+
+
+def loader_of_normalized_pixels(images: Tensor, labels: Tensor) -> DataLoader:
+    std, mean = torch.std_mean(images / 255, dim=(0, 2, 3))
+    finish = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean.tolist(), std.tolist()),
+        ]
+    )
+    return DataLoader(ImageDataset(images, labels, finish), batch_size=64)
+
+
+def each_channel_has_mean_0_and_deviation_1(make_loader):
+    torch.manual_seed(0)
+    dark = (64 * torch.rand(32, 3, 8, 12)).to(torch.uint8)
+    x, _ = next(iter(make_loader(dark, torch.zeros(32))))
+    std, mean = torch.std_mean(x, dim=(0, 2, 3))
+    assert mean.abs().max() < 1e-3
+    assert (std - 1).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def tokens_of_raw_pixels() -> list[str]:
+    """Their sizes, and how much they point in one direction."""
+    images = (255 * (photographs() + 1) / 2).to(torch.uint8)
+    torch.manual_seed(0)
+    model = VisionTransformer(depth=1)  # the blocks are not called
+    sizes, cosines = [], []
+    for make_loader in loader_of_raw_pixels, loader_of_normalized_pixels:
+        x, _ = next(iter(make_loader(images, torch.zeros(2))))
+        tokens = model.patch_embed(x).flatten(0, 1)
+        sizes.append(tokens.std())
+        tokens = F.normalize(tokens, dim=-1)
+        pairs = len(tokens) * (len(tokens) - 1)
+        cosines.append(((tokens @ tokens.T).sum() - len(tokens)) / pairs)
+    return [
+        *(f"{size:.2g}" for size in (*sizes, model.pos_embed.std())),
+        *(f"{cosine:.1f}" for cosine in cosines),
+    ]
 
 
 def augment_a_batch(images):
@@ -1087,6 +1195,46 @@ def accuracies_in_training_mode() -> list[str]:
     return [percent(accuracy / 100, 0) for accuracy in accuracies]
 
 
+def train_on_after_a_test(model, loader, test_loader, epochs):
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    for _ in range(epochs):
+        for images, labels in loader:
+            # wrong: no model.train()
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        evaluate(model, test_loader)  # model.eval() is in there
+
+
+def train_and_test(
+    model: nn.Module, loader: list, test_loader: list, epochs: int
+) -> None:
+    fit(model, loader, test_loader, epochs=epochs)
+
+
+def modes_of_the_steps(train, epochs):
+    modes, model = [], small(VisionTransformer).train()
+
+    def write_down(model, inputs):
+        if torch.is_grad_enabled():
+            modes.append(model.training)
+
+    model.register_forward_pre_hook(write_down)
+    batches = [(random(2, 3, 8, 12), torch.tensor([0, 1]))]
+    train(model, batches, batches, epochs)
+    return modes
+
+
+def each_step_is_made_in_training_mode(train):
+    assert modes_of_the_steps(train, 3) == [True, True, True]
+
+
+def epochs_in_training_mode() -> list[str]:
+    modes = modes_of_the_steps(train_on_after_a_test, 20)
+    return [f"{sum(modes)}", f"{len(modes)}"]
+
+
 def accuracy_of_batches(model, loader):
     model.eval()
     accuracies = []
@@ -1126,6 +1274,52 @@ def accuracies_with_two_mistakes() -> list[str]:
         f"{len(last)}",
         f"{64 / len(last):.0f}",
     ]
+
+
+def evaluate_in_one_tensor(model, loader):
+    model.eval()
+    total, count = 0, 0
+    with torch.inference_mode():
+        for images, labels in loader:
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            right = (logits.argmax(dim=1) == labels).sum()
+            # wrong: as coarse as the logits
+            total += torch.stack([loss, right.to(loss)])
+            count += len(images)
+    loss, right = total.tolist()
+    return loss / count, 100 * right / count
+
+
+def answers_that_are_right(right, count):
+    """Logits in bfloat16, and labels of which some agree with them."""
+    torch.manual_seed(0)
+    labels = (torch.randperm(count) < right).long()
+    return torch.eye(2)[[1] * count].bfloat16(), labels
+
+
+def bfloat16_counts_each_right_answer(evaluate):
+    logits, labels = answers_that_are_right(953, 1000)
+    loader = DataLoader(ImageDataset(logits, labels), 64)
+    model = nn.Linear(2, 2, bias=False).bfloat16()
+    nn.init.eye_(model.weight)
+    _, accuracy = evaluate(model, loader)
+    assert accuracy == 95.3
+
+
+def accuracies_in_bfloat16() -> list[str]:
+    model = nn.Linear(2, 2, bias=False).bfloat16()
+    nn.init.eye_(model.weight)
+    dataset = ImageDataset(*answers_that_are_right(9531, 10_000))
+    accuracies = (
+        form(model, DataLoader(dataset, batch_size))[1]
+        for form, batch_size in (
+            (evaluate, 64),
+            (evaluate_in_one_tensor, 64),
+            (evaluate_in_one_tensor, 256),
+        )
+    )
+    return [percent(accuracy / 100) for accuracy in accuracies]
 
 
 def accuracy_after_training(model, train_loader, test_loader):
@@ -2301,6 +2495,46 @@ def how_sure_half_an_answer_is() -> list[str]:
     return [percent(p[0, 0].item(), 0) for p in (class_head, both)]
 
 
+def student_without_a_token(**options):
+    # wrong: the one with one token
+    return timm.create_model("deit_base_patch16_224", **options)
+
+
+def student_of_the_package(**options) -> nn.Module:
+    return create_model("deit_base_distilled_patch16_224", **options)
+
+
+def small_student(build):
+    return small(
+        lambda img_size, patch_size, **options: build(
+            img_size=img_size, patch_size=patch_size, **options
+        )
+    )
+
+
+def a_student_in_training_gives_two_answers(build):
+    student = small_student(build).train()
+    answers = student(random(3, 3, 8, 12))  # not two images
+    assert len(answers) == 2
+    assert not answers[0].equal(answers[1])
+
+
+def what_a_student_without_a_token_lacks() -> list[str]:
+    numbers = []
+    for build in student_without_a_token, student_of_the_package:
+        with torch.device("meta"):
+            rows = build().pos_embed.shape[1]
+        numbers += [parameters(build), f"{rows}"]
+    # The label says class 0, and the teacher class 1.
+    label, teacher = torch.tensor([0]), torch.tensor([[0.0, 1.0]])
+    sure_of_0, sure_of_1 = torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]])
+    both = torch.linspace(-5, 5, 101)
+    answers = torch.stack([both, -both], dim=1)[:, None]
+    one = [hard_distillation_loss(x, x, label, teacher) for x in answers]
+    two = hard_distillation_loss(sure_of_0, sure_of_1, label, teacher)
+    return [*numbers, f"{min(one):.2f}", f"{two:.2f}"]
+
+
 def batches_with_copies_in_a_row(num_images, batch_size, repeats):
     order = torch.randperm(num_images)
     # wrong: MixUp takes the one before
@@ -2425,7 +2659,24 @@ def tokens_that_see_the_corner() -> list[str]:
     for grid in 56, 14:
         mixed = shift_mask(grid, 7, 3).isinf().flatten(1).any(dim=1)
         numbers += [f"{mixed.sum()}", f"{len(mixed)}"]
-    return numbers
+    attention, x = randomize(MultiHeadSelfAttention(8, 4)), random(1, 8, 8, 8)
+    wrong, right = (
+        form(attention, x, 4, 2)
+        for form in (shift_without_a_mask, shift_of_the_package)
+    )
+    other = (wrong - right).abs().amax(dim=-1) > 1e-12
+    record = recorded.load("swin_windows")
+    settings = {"task": "match", "depth": 4, "steps": 800}
+    accuracies = (
+        record.mean_and_std("accuracy", attention=kind, **settings)[0]
+        for kind in ("shifted", "shifted, no mask")
+    )
+    return [
+        *numbers,
+        f"{other.sum()}",
+        f"{other.numel()}",
+        *(percent(accuracy / 100) for accuracy in accuracies),
+    ]
 
 
 def shift_with_a_mask_for_each_head(attention, x, window, shift):
@@ -2867,6 +3118,11 @@ def groups_of_a_model(make_groups: Callable) -> Tensor:
     return torch.zeros(sum(len(group["params"]) for group in groups))
 
 
+def load_a_batch(make_loader: Callable) -> Tensor:
+    images = random(4, 3, 8, 12).mul(50).abs().byte()
+    return next(iter(make_loader(images, torch.arange(4))))[0]
+
+
 def train_for_an_epoch(train: Callable) -> Tensor:
     model = small(VisionTransformer)
     optimizer = AdamW(model.parameters(), lr=1e-3)
@@ -2878,6 +3134,12 @@ def train_with_a_file(train: Callable) -> Tensor:
     model = small(VisionTransformer)
     with TemporaryDirectory() as folder:
         train(model, list(some_batches()), Path(folder, "file"))
+    return model(random(2, 3, 8, 12))
+
+
+def train_for_two_epochs(train: Callable) -> Tensor:
+    model, batches = small(VisionTransformer), list(some_batches())
+    train(model, batches, batches, 2)
     return model(random(2, 3, 8, 12))
 
 
@@ -3112,6 +3374,14 @@ EXHIBITS = [
         what_a_causal_mask_hides,
     ),
     Exhibit(
+        4,
+        AttentionOfFixedLength,
+        MultiHeadSelfAttention,
+        run_layer,
+        the_last_of_197_tokens_is_seen,
+        patches_beyond_the_length,
+    ),
+    Exhibit(
         5,
         NarrowMlp,
         Mlp,
@@ -3168,6 +3438,14 @@ EXHIBITS = [
         weights_of_twelve_blocks,
     ),
     Exhibit(
+        6,
+        BlockWithOneNorm,
+        EncoderBlock,
+        run_layer,
+        each_norm_has_its_own_weights,
+        effect_of_one_norm,
+    ),
+    Exhibit(
         7,
         VitWithoutFinalNorm,
         VisionTransformer,
@@ -3190,6 +3468,14 @@ EXHIBITS = [
         loss_on_ten_classes,
         ten_classes_have_ten_logits,
         losses_of_knowing_nothing,
+    ),
+    Exhibit(
+        8,
+        loader_of_raw_pixels,
+        loader_of_normalized_pixels,
+        load_a_batch,
+        each_channel_has_mean_0_and_deviation_1,
+        tokens_of_raw_pixels,
     ),
     Exhibit(
         8,
@@ -3241,11 +3527,27 @@ EXHIBITS = [
     ),
     Exhibit(
         8,
+        train_on_after_a_test,
+        train_and_test,
+        train_for_two_epochs,
+        each_step_is_made_in_training_mode,
+        epochs_in_training_mode,
+    ),
+    Exhibit(
+        8,
         accuracy_of_batches,
         accuracy_of_images,
         measure_a_model,
         every_image_counts_the_same,
         accuracies_with_two_mistakes,
+    ),
+    Exhibit(
+        8,
+        evaluate_in_one_tensor,
+        evaluate,
+        measure_a_model,
+        bfloat16_counts_each_right_answer,
+        accuracies_in_bfloat16,
     ),
     Exhibit(
         8,
@@ -3515,6 +3817,14 @@ EXHIBITS = [
     ),
     Exhibit(
         14,
+        student_without_a_token,
+        student_of_the_package,
+        lambda build: small_student(build)(random(2, 3, 8, 12)),
+        a_student_in_training_gives_two_answers,
+        what_a_student_without_a_token_lacks,
+    ),
+    Exhibit(
+        14,
         batches_with_copies_in_a_row,
         batches_of_the_package,
         lambda make_batches: torch.stack(make_batches(48, 12, 3)),
@@ -3711,6 +4021,10 @@ def test_shuffled_tokens_do_not_find_heads_first():
     shuffled_tokens_give_shuffled_outputs(AttentionWithHeadsFirst)
 
 
+def test_five_tokens_do_not_find_a_length_of_196():
+    every_token_sees_every_token(AttentionOfFixedLength)
+
+
 def test_a_coarse_tolerance_does_not_find_the_tanh():
     torch.manual_seed(0)
     right, wrong = Mlp(768), TanhMlp(768)
@@ -3740,6 +4054,14 @@ def test_twelve_times_the_same_block_loads_twelve_blocks():
     assert wrong[0].mlp.fc1.weight.equal(right[11].mlp.fc1.weight)
 
 
+def test_a_fresh_block_with_one_norm_is_equal_to_the_last_bit():
+    torch.manual_seed(0)
+    right, wrong = EncoderBlock(12, 3), BlockWithOneNorm(12, 3)
+    wrong.load_state_dict(right.state_dict(), strict=True)
+    x = torch.randn(2, 5, 12)
+    assert wrong(x).equal(right(x))
+
+
 def test_a_fresh_model_of_the_package_has_no_logit_but_0():
     assert not fresh(VisionTransformer)(random(2, 3, 8, 12)).any()
 
@@ -3765,6 +4087,27 @@ def test_the_blocks_of_the_forty_lines_are_post_norm():
         )
 
 
+def loader_of_pixels_up_to_1(images: Tensor, labels: Tensor) -> DataLoader:
+    return DataLoader(ImageDataset(images / 255, labels), 64)
+
+
+def test_a_division_by_255_is_found_too():
+    with pytest.raises(AssertionError):
+        each_channel_has_mean_0_and_deviation_1(loader_of_pixels_up_to_1)
+
+
+@torch.no_grad()
+def test_a_division_by_255_leaves_the_directions_of_the_tokens():
+    images = ((photographs() + 1) / 2 * 255).byte()
+    torch.manual_seed(0)
+    embed, cosines = PatchEmbed(), []
+    for make_loader in loader_of_raw_pixels, loader_of_pixels_up_to_1:
+        tokens = embed(next(iter(make_loader(images, torch.zeros(2))))[0])
+        tokens = F.normalize(tokens.flatten(0, 1), dim=-1)
+        cosines.append((tokens @ tokens.T).mean())
+    assert 0.75 < cosines[1] < cosines[0] + 0.01
+
+
 def test_after_a_softmax_the_sure_and_wrong_get_no_gradient():
     logits = (100 * torch.eye(2).double()).requires_grad_()
     label = torch.tensor([1, 0])
@@ -3781,6 +4124,23 @@ def test_a_file_of_weights_is_enough_until_a_run_is_stopped(tmp_path):
     fit_with_a_file_of_weights(wrong, batches, tmp_path / "weights")
     fit_with_a_checkpoint(right, batches, tmp_path / "checkpoint")
     assert wrong(images).equal(right(images))
+
+
+def test_after_one_epoch_a_missing_train_does_not_show():
+    assert modes_of_the_steps(train_on_after_a_test, 1) == [True]
+
+
+@pytest.mark.parametrize("train", [train_on_after_a_test, train_and_test])
+def test_only_in_test_mode_batch_norm_keeps_the_averages_of_an_epoch(train):
+    averages = []
+    for epochs in 1, 2:
+        model = randomize(SmallCNN()).train()
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.requires_grad_(False)  # so that it sees the same
+        train(model, list(some_batches()), list(some_batches()), epochs)
+        averages.append(model.features[1].running_mean)
+    assert averages[0].equal(averages[1]) == (train is train_on_after_a_test)
 
 
 def test_dropout_in_training_mode_gives_two_results():
@@ -3808,6 +4168,49 @@ def test_a_mean_over_equal_batches_is_right():
     wrong, right = accuracy_of_batches(model, loader), 100 * 5 / 6
     assert wrong == pytest.approx(right, abs=1e-10)
     assert accuracy_of_images(model, loader) == pytest.approx(right)
+
+
+def test_bfloat16_cannot_count_by_one_from_256_on():
+    number = torch.tensor(256.0).bfloat16()
+    assert number + 1 == 256
+    assert number - 1 == 255
+    number = torch.tensor(8192.0).bfloat16()
+    steps = torch.arange(1.0, 129)
+    counted = (number + steps.bfloat16()).unique().tolist()
+    assert counted == [8192, 8192 + 64, 8192 + 128]
+
+
+def test_in_float32_an_accuracy_in_a_tensor_is_right():
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(model.weight)
+    logits, labels = answers_that_are_right(9531, 10_000)
+    loader = DataLoader(ImageDataset(logits.float(), labels), 64)
+    assert evaluate_in_one_tensor(model, loader)[1] == 95.31
+
+
+def tensors_for_a_backward_pass(add: Callable, batches: int) -> int:
+    """How many are kept after some batches of a test with gradients."""
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor.detach()
+            kept.add(self)
+
+    kept, total, model = WeakSet(), 0.0, small(VisionTransformer)
+    images, labels = random(2, 3, 8, 12), torch.tensor([0, 1])
+    with saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        for _ in range(batches):
+            total = add(total, F.cross_entropy(model(images), labels))
+        return len(kept)
+
+
+def test_a_loss_in_a_tensor_keeps_the_activations_of_all_batches():
+    def add_numbers(total: float, loss: Tensor) -> float:
+        return total + loss.item()
+
+    one, ten = (tensors_for_a_backward_pass(operator.add, n) for n in (1, 10))
+    assert ten == 10 * one > 0
+    assert tensors_for_a_backward_pass(add_numbers, 10) == 0
 
 
 def test_within_one_call_a_new_order_is_the_same_for_all_images():
@@ -4073,6 +4476,19 @@ def test_the_distilled_model_refuses_the_weights_of_a_plain_one():
     weights = small(VisionTransformer).state_dict()
     with pytest.raises(ValueError, match=r"no dist_token.*no head_dist"):
         load_pretrained(model, weights)
+
+
+def test_the_package_knows_no_deit_without_a_token():
+    with pytest.raises(ValueError, match="deit_base_distilled_patch16_224"):
+        create_model("deit_base_patch16_224")
+
+
+def test_without_a_call_the_distilled_model_of_timm_gives_one_answer():
+    build = partial(timm.create_model, "deit_base_distilled_patch16_224")
+    student, images = small_student(build).train(), random(3, 3, 8, 12)
+    mean = student(images)
+    student.set_distilled_training(True)
+    assert_equal(mean, sum(student(images)) / 2)
 
 
 def test_a_fresh_second_head_halves_the_logits():
@@ -4342,11 +4758,48 @@ def numbers_against_the_sentences() -> list[str]:
     numbers += [f"{table.numel():,}", model, *(f"{n:,}" for n in pairs)]
     return [
         *numbers,
+        *accuracies_of_positions(),
         *changes_under_a_shift(),
+        *distances_of_trained_heads(),
         *changes_of_the_maps(),
         *numbers_about_deit(),
         *numbers_about_masks(),
     ]
+
+
+def accuracies_of_positions() -> list[str]:
+    """Of the best size for each kind, and of one size for all."""
+    record = recorded.load("position_embedding")
+
+    def accuracy(kind: str, std: float) -> float:
+        settings = {"positions": kind, "std": std, "steps": 400}
+        return record.mean_and_std("accuracy", **settings)[0] / 100
+
+    kinds = ("learned", "sine-cosine, centered", "relative bias")
+    best = [
+        max(accuracy(kind, std) for std in (0.02, 0.1, 0.3, 1.0, 3.0))
+        for kind in kinds
+    ]
+    same = accuracy("learned", 0.02), accuracy("sine-cosine", 0.02)
+    assert abs(accuracy("sine-cosine, centered", 0.02) - same[1]) < 0.02
+    return [
+        percent(share)
+        for share in (min(best), max(best), *same, accuracy("none", 0.0))
+    ]
+
+
+def distances_of_trained_heads() -> list[str]:
+    """The smallest, of how many heads, and that of even attention."""
+    record = recorded.load("looking_inside")
+    least = [
+        distance
+        for layer in (1, 2, 3)
+        for distance in record.values(
+            f"least distance {layer}, trained", task="shapes"
+        )
+    ]
+    even = record.values("distance, even", task="shapes")[0]
+    return [f"{min(least):.1f}", f"{4 * len(least)}", f"{even:.1f}"]
 
 
 def changes_under_a_shift() -> list[str]:

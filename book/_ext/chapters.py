@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from chapter_numbers import chapter_number
@@ -48,8 +49,8 @@ MENTION = re.compile(
 )
 
 
-def load_plan(root: Path) -> list[dict[str, str]]:
-    """Read the planned chapters: stem, title and question of each."""
+def load_plan(root: Path) -> list[dict[str, Any]]:
+    """Read the planned chapters: stem, title, question and more of each."""
     text = (root / "book" / "chapters.yml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
@@ -129,21 +130,31 @@ def add_to_page(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = json.dumps(notebook)
 
 
+def effort(chapter: dict[str, Any]) -> str:
+    """Return what a chapter takes, such as "★★, 60 + 65 min"."""
+    stars = "★" * chapter["difficulty"]
+    if "read" not in chapter:
+        return stars
+    return f"{stars}, {chapter['read']} + {chapter['exercises']} min"
+
+
 class ChapterTable(SphinxDirective):
     """The plan of the course, as a table."""
 
     def run(self) -> list[nodes.Node]:
         path = Path(self.env.srcdir, "book", "chapters.yml")
         self.env.note_dependency(str(path))
-        rows = ["| No. | Chapter | The question |", "|-:|:-|:-|"]
+        rows = ["| No. | Chapter | What you will have built |", "|-:|:-|:-|"]
         for chapter in load_plan(Path(self.env.srcdir)):
             docname = f"notebooks/{chapter['stem']}"
             title = f"{chapter['title']} [being written]{{.soon}}"
             if docname in self.env.found_docs:
                 title = f"[{chapter['title']}](/{docname}.ipynb)"
                 title += " [available]{.ready}"
+            title += f" [{effort(chapter)}]{{.effort}}"
             number = chapter_number(docname)
-            rows.append(f"| {number} | {title} | {chapter['question']} |")
+            built = f"{chapter['question']} [{chapter['built']}]{{.built}}"
+            rows.append(f"| {number} | {title} | {built} |")
         return self.parse_text_to_nodes("\n".join(rows))
 
 

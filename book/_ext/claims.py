@@ -39,8 +39,8 @@ from sphinx.util.docutils import SphinxDirective
 
 VERDICTS = {
     "quoted": "stands in the source, and was not measured here",
-    "measured": "we measured it, and our result agrees",
-    "refuted": "we measured it, and our result does not agree",
+    "measured": "we measured it, often in miniature, and our result agrees",
+    "refuted": "we measured it, often in miniature, and found something else",
 }
 PAGES = {
     "paper": "The paper in one sitting",
@@ -211,14 +211,17 @@ class ClaimsOf(Ledger):
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         self.env.note_dependency(str(root / "book" / "claims.yml"))
-        lines = []
+        items = nodes.bullet_list(bullet="-")
         for claim in load_claims(root):
             if claim.verdict == self.arguments[0]:
+                (text,) = self.parse_text_to_nodes(claim.claim.strip())
                 anchor = nodes.make_id(f"claim-{claim.id}")
-                lines.append(
-                    f"- {claim.claim.strip()} [What we found](#{anchor})."
+                link = nodes.reference(
+                    "", "What we found", refid=anchor, internal=True
                 )
-        return self.parse_text_to_nodes("\n".join(lines))
+                text += [nodes.Text(" "), link]
+                items += nodes.list_item("", text)
+        return [items]
 
 
 class ClaimsCount(SphinxDirective):

@@ -115,29 +115,30 @@ class GlossaryTerms(SphinxDirective):
         self.env.note_dependency(str(root / "book" / "glossary.yml"))
         terms = load_glossary(root)
         anchors = {term.term: term.anchor for term in terms}
+        pages = other_pages(self.env.app, "")
         items = nodes.definition_list(classes=["glossary"])
         for term in terms:
-            text = term.definition.strip()
             place = EXPLAINED.get(term.chapter, f"chapter {term.chapter}")
-            notes = [f"Explained in {place}."]
+            text = f"{term.definition.strip()} Explained in {place}."
+            body = self.parse_text_to_nodes(link_mentions(text, pages))
             if term.see:
-                links = [f"[{name}](#{anchors[name]})" for name in term.see]
-                notes.append(f"See also {', '.join(links)}.")
-            lines = link_mentions(
-                f"{text} {' '.join(notes)}", other_pages(self.env.app, "")
-            )
-            name = nodes.term(
-                "",
-                "",
-                nodes.strong("", term.term),
-                nodes.Text(" "),
-                chinese("", term.chinese),
-                ids=[term.anchor],
-            )
+                body.append(self.see_also(term, anchors))
+            title = nodes.term("", term.term, ids=[term.anchor])
+            title += [nodes.Text(" "), chinese("", term.chinese)]
             items += nodes.definition_list_item(
-                "", name, nodes.definition("", *self.parse_text_to_nodes(lines))
+                "", title, nodes.definition("", *body)
             )
         return [items]
+
+    def see_also(self, term: Term, anchors: dict[str, str]) -> nodes.paragraph:
+        """Return the line that leads to other terms."""
+        line = nodes.paragraph("", "See also ", classes=["see-also"])
+        for place, name in enumerate(term.see):
+            line += nodes.Text(", " if place else "")
+            line += nodes.reference(
+                "", name, refid=anchors[name], internal=True
+            )
+        return line
 
 
 def link_first_uses(app: Sphinx, doctree: nodes.document) -> None:

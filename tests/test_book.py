@@ -388,6 +388,108 @@ def test_the_page_of_all_cards_links_to_the_deck(book, soups):
     assert [path.is_file() for path in paths] == [True]
 
 
+def test_an_entry_of_the_reference_leads_to_the_cell_that_defines_it(
+    soups, chapters
+):
+    wrong = []
+    for page in chapters:
+        module = f"vit_lessons.{Path(page).stem[3:]}"
+        for entry in soups["book/api.html"].select(f"dt[id^='{module}.']"):
+            name = entry["id"].removeprefix(f"{module}.")
+            if "." in name:  # a method
+                continue
+            link = entry.find_next_sibling("dd").find(
+                "a", href=re.compile("#cell-")
+            )
+            address, anchor = urldefrag(urljoin("book/", link["href"]))
+            code = soups[address].find(id=anchor).get_text()
+            if address != page or not re.search(
+                rf"(?m)^(?:class|def) {name}\b|^{name}\b.*=", code
+            ):
+                wrong.append(entry["id"])
+    assert wrong == []
+
+
+def test_the_ledger_shows_every_claim_with_its_links(soups):
+    text = (ROOT / "book" / "claims.yml").read_text(encoding="utf-8")
+    page = soups["book/claims.html"]
+    for claim in yaml.safe_load(text):
+        entry = page.find(id=f"claim-{claim['id']}")
+        assert entry.select_one(".verdict").get_text() == claim["verdict"]
+        links = [link["href"] for link in entry.select("a")]
+        assert ("cell" in claim) == any("#cell-" in link for link in links)
+        stated = {
+            name[:2] if name[0].isdigit() else name for name in claim["pages"]
+        }
+        assert all(any(name in link for link in links) for name in stated)
+
+
+def test_the_glossary_shows_both_languages(soups):
+    text = (ROOT / "book" / "glossary.yml").read_text(encoding="utf-8")
+    shown = {
+        entry.select_one("[lang='zh-Hans']").get_text(): entry.get_text()
+        for entry in soups["book/glossary.html"].select(".glossary dt")
+    }
+    for entry in yaml.safe_load(text):
+        assert entry["term"] in shown[entry["chinese"]]
+
+
+def test_the_first_use_of_a_term_in_a_chapter_leads_to_the_glossary(
+    soups, chapters
+):
+    text = (ROOT / "book" / "glossary.yml").read_text(encoding="utf-8")
+    terms = [e for e in yaml.safe_load(text) if e.get("link", True)]
+    owner = {
+        form.lower(): entry["term"]
+        for entry in terms
+        for form in (entry["term"], *entry.get("forms", ()))
+    }
+    forms = "|".join(
+        re.escape(form) for form in sorted(owner, key=len, reverse=True)
+    )
+    word = re.compile(rf"(?<![\w-])(?:{forms})(?![\w-])", re.IGNORECASE)
+    wrong = []
+    for page in chapters:
+        uses = {}
+        for paragraph in soups[page].select("article p"):
+            for piece in paragraph.find_all(string=True):
+                if piece.find_parent(["code", "pre", "svg"]) or (
+                    piece.find_parent(class_="math")
+                ):
+                    continue
+                link = piece.find_parent("a")
+                marked = link and "glossary-term" in link.get("class", ())
+                if link and not marked:
+                    continue
+                for match in word.finditer(re.sub(r"\s+", " ", piece)):
+                    term = owner[match[0].lower()]
+                    uses.setdefault(term, []).append(bool(marked))
+        wrong += [
+            (page, term, marks)
+            for term, marks in uses.items()
+            if marks != [True] + [False] * (len(marks) - 1)
+        ]
+    assert wrong == []
+
+
+def test_the_table_of_costs_has_the_counted_numbers(soups):
+    """12 (12 D^2 + 13 D) + ... for ViT-B/16, by hand: 86,567,656."""
+    rows = {
+        tuple(cell.get_text() for cell in row.select("td")[:3])
+        for row in soups["book/choosing_a_model.html"].select("tr")
+    }
+    assert ("ViT-B/16", "86.6", "17.6") in rows
+    assert ("ResNet-50", "25.6", "4.1") in rows
+
+
+def test_the_start_page_says_how_long_and_how_hard_a_chapter_is(soups):
+    rows = soups["book/index.html"].select("tr:has(.ready)")
+    for row in rows:
+        effort = row.select_one(".effort").get_text()
+        assert re.fullmatch(r"★{1,3}, \d+ \+ \d+ min", effort)
+        assert row.select_one(".built").get_text().endswith(".")
+
+
 # --- The pages in a browser -------------------------------------------
 
 

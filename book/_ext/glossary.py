@@ -141,6 +141,16 @@ class GlossaryTerms(SphinxDirective):
         return line
 
 
+def terms_to_link(root: Path) -> dict[str, Term]:
+    """Return the terms that wait for their first use, by each form."""
+    return {
+        form.lower(): term
+        for term in load_glossary(root)
+        for form in (term.term, *term.forms)
+        if term.link
+    }
+
+
 def link_first_uses(app: Sphinx, doctree: nodes.document) -> None:
     """Make the first use of each term in a chapter a link."""
     docname = app.env.docname
@@ -150,12 +160,13 @@ def link_first_uses(app: Sphinx, doctree: nodes.document) -> None:
     target = relative_uri(
         app.builder.get_target_uri(docname), app.builder.get_target_uri(PAGE)
     )
-    waiting = {
-        re.sub(r"\s+", " ", form.lower()): term
-        for term in load_glossary(Path(app.srcdir))
-        for form in (term.term, *term.forms)
-        if term.link
-    }
+    link_all(doctree, terms_to_link(Path(app.srcdir)), target)
+
+
+def link_all(
+    doctree: nodes.Element, waiting: dict[str, Term], target: str
+) -> None:
+    """Link the terms that wait, in all prose of a page."""
     for text in [*doctree.findall(nodes.Text)]:
         if waiting and is_prose(text):
             text.parent.replace(text, link_terms(text, waiting, target))

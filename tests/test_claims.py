@@ -203,3 +203,21 @@ def test_our_numbers_on_a_page_are_printed_in_the_chapter():
                 if number not in printed:
                     missing.append((name, number, line))
     assert missing == []
+
+
+def test_torchvision_publishes_these_accuracies():
+    models = pytest.importorskip("torchvision.models")
+    text = (ROOT / "book" / "choosing_a_model.md").read_text("utf-8")
+    rows = re.findall(
+        r"(?m)^\S+ \| (\w+) \| ([\d.]+) \| ImageNet \| torchvision", text
+    )
+    published = {
+        "vit_base_patch16_224": models.ViT_B_16_Weights.IMAGENET1K_V1,
+        "efficientnet_b0": models.EfficientNet_B0_Weights.IMAGENET1K_V1,
+        "resnet50": models.ResNet50_Weights.IMAGENET1K_V2,
+        "convnext_tiny": models.ConvNeXt_Tiny_Weights.IMAGENET1K_V1,
+    }
+    assert dict(rows) == {
+        name: f"{weights.meta['_metrics']['ImageNet-1K']['acc@1']:.1f}"
+        for name, weights in published.items()
+    }

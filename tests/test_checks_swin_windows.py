@@ -1075,6 +1075,17 @@ def stub(*args):
     raise NotImplementedError
 
 
+class StubOfThePackage(vit_lessons.MultiHeadSelfAttention):
+    def __init__(self, dim, num_heads, window_size=7, shift_size=0):
+        raise NotImplementedError  # begin with super().__init__(...)
+
+    def forward(self, x): ...
+
+
+def test_a_stub_may_extend_a_class_of_the_package():
+    assert not check(ATTENTION, StubOfThePackage).attempted
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_untouched_stub_is_not_attempted_yet(name):
     result = check(name, Stub if name == ATTENTION else stub)

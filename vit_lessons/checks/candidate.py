@@ -52,10 +52,16 @@ def is_empty(function: object, name: str = "") -> bool:
 
 
 def is_empty_class(candidate: type) -> bool:
-    """Are all methods that a class adds to nn.Module stubs?"""
-    bases = [base for base in candidate.__mro__ if base not in PLAIN]
+    """Are all methods that a class adds to nn.Module and to ours stubs?"""
+    bases = [
+        base
+        for base in candidate.__mro__
+        if base not in PLAIN and not base.__module__.startswith("vit_lessons.")
+    ]
     methods = [m for base in bases for m in vars(base).values() if callable(m)]
-    return all(is_empty(method, candidate.__name__) for method in methods)
+    return bool(bases) and all(
+        is_empty(method, candidate.__name__) for method in methods
+    )
 
 
 def kind(thing: object) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_lessons.checks.candidate import Refusal, is_empty, kind
+from vit_lessons.checks.candidate import Refusal, kind
 from vit_lessons.checks.catalogue import Mistake, WrongForm, combine
 from vit_lessons.checks.compare import clone, isolate
 from vit_lessons.checks.exercise import Case, Exercise, ModuleExercise, Outcome
@@ -29,7 +29,6 @@ from vit_lessons.deit import (
     hard_distillation_loss,
     soft_distillation_loss,
 )
-from vit_lessons.vision_transformer import VisionTransformer
 
 # Both losses.
 
@@ -972,17 +971,6 @@ DISTILLED_MISTAKES = (
 @dataclass(frozen=True)
 class DistilledExercise(PartExercise):
     """A model that returns a pair in training, and a tensor in evaluation."""
-
-    def is_stub(self, candidate: object) -> bool:
-        """Are all methods stubs that a class adds to VisionTransformer?"""
-        if not isinstance(candidate, type):
-            return is_empty(candidate)
-        known = VisionTransformer.__mro__
-        own = [base for base in candidate.__mro__ if base not in known]
-        methods = [m for base in own for m in vars(base).values()]
-        return bool(own) and all(
-            is_empty(m, candidate.__name__) for m in methods if callable(m)
-        )
 
     def inspect(self, candidate: object) -> None:
         """Say what a table of positions of another size means here."""

@@ -1,3 +1,3 @@
 """Fixtures of several test files."""
 
-from browsers import browser  # noqa: F401
+from browsers import browser, desktop, page, phone  # noqa: F401

@@ -18,9 +18,15 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
 import yaml
-from browsers import missing
+from browsers import axe_finds, listening, missing
 
 ROOT = Path(__file__).parents[1]
+# With what axe looks for. The dark changes the colors and the logo, no more.
+MODES = {
+    "light": {},
+    "dark": {"runOnly": ["color-contrast", "link-in-text-block", "image-alt"]},
+}
+TWIN = "[data-twin]"
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
@@ -91,63 +97,103 @@ def tab(browser):
     context.close()
 
 
-@pytest.fixture(scope="session")
-def visits(browser, site, soups):
-    """What a browser reports of each page, light and dark, wide and narrow."""
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ImportError:
-        missing("axe-playwright-python")
-    axe = Axe()
-    options = {
-        "resultTypes": ["violations"],
-        "preload": False,
-        "rules": {"label-content-name-mismatch": {"enabled": True}},
+# To measure a contrast takes milliseconds, and a page has up to 12,000 texts
+# but only dozens of looks: the same colors and size on the same ground. Four
+# texts of each look are enough. axe gives no verdict on one character, nor on
+# a text that another covers, hence not one text alone. MathML is never seen.
+MARK_TWINS = """() => {
+    const grounds = new Map([[null, ""]]), looks = new Map();
+    const ground = (box) => {
+        if (!grounds.has(box)) {
+            const style = getComputedStyle(box);
+            const own = [
+                style.backgroundColor, style.backgroundImage, style.opacity,
+                style.filter, style.position.replace("relative", "static"),
+            ].join();
+            const plain = own === "rgba(0, 0, 0, 0),none,1,none,static";
+            grounds.set(box, ground(box.parentElement) + (plain ? "" : own));
+        }
+        return grounds.get(box);
+    };
+    for (const box of document.querySelectorAll(
+        "body :not(.katex-mathml *)")) {
+        const texts = [...box.childNodes].filter((node) => node.nodeType === 3);
+        const letters = texts.map((node) => node.data).join("").match(/[!-~]/g);
+        if (!letters || !box.checkVisibility()) continue;
+        const style = getComputedStyle(box);
+        const look = [
+            letters.length > 1, style.color, style.fontSize, style.fontWeight,
+            style.textShadow, style.visibility, ground(box),
+        ].join();
+        looks.set(look, (looks.get(look) ?? 0) + 1);
+        box.toggleAttribute("data-twin", looks.get(look) > 4);
     }
-    context = browser.new_context(reduced_motion="reduce")
-    tab = context.new_page()
-    report = {}
-    for name in soups:
-        seen = SimpleNamespace(axe=[], console=[], urls=[], wide=[], modes=[])
+}"""
 
-        def listen(message, seen=seen):
-            if message.type in ("error", "warning"):
-                seen.console.append(message.text)
 
-        def fail(error, seen=seen):
-            seen.console.append(str(error))
+@pytest.fixture(scope="session")
+def visited(soups) -> list[str]:
+    """All pages, but few listings of source: they differ in their words only.
 
-        def request(request, seen=seen):
-            seen.urls.append(request.url)
+    Those few have each class of markup that is in any listing.
+    """
+    names, known = [], set()
+    for name, soup in soups.items():
+        tags = soup.select("[class]")
+        kinds = {(tag.name, kind) for tag in tags for kind in tag["class"]}
+        if not name.startswith("_modules/"):
+            names.append(name)
+        elif kinds - known:
+            names.append(name)
+            known |= kinds
+    return names
 
-        listeners = {"console": listen, "pageerror": fail, "request": request}
-        for event, listener in listeners.items():
-            tab.on(event, listener)
-        tab.goto(site + name)
+
+def visit(tab, address: str, width: int) -> SimpleNamespace:
+    """What a browser reports of a page, in the light and in the dark."""
+    seen = SimpleNamespace(axe=[], console=[], urls=[])
+
+    def listen(message):
+        if message.type in ("error", "warning"):
+            seen.console.append(message.text)
+
+    with listening(
+        tab,
+        console=listen,
+        pageerror=lambda error: seen.console.append(str(error)),
+        request=lambda request: seen.urls.append(request.url),
+    ):
+        tab.goto(address)
         tab.evaluate(
             "document.querySelectorAll('details').forEach(d => d.open = true)"
         )
-        for size, (width, height) in SIZES.items():
-            tab.set_viewport_size({"width": width, "height": height})
-            tab.wait_for_timeout(350)  # the theme follows a resize late
-            for mode in ("light", "dark"):
-                tab.emulate_media(color_scheme=mode)
-                tab.wait_for_function(
-                    "m => document.documentElement.dataset.theme === m",
-                    arg=mode,
-                )
-                tab.evaluate("document.fonts.ready")
-                for found in axe.run(tab, options=options).response[
-                    "violations"
-                ]:
-                    targets = [node["target"] for node in found["nodes"]]
-                    seen.axe.append((size, mode, found["id"], targets[:3]))
-            if tab.evaluate("document.documentElement.scrollWidth") > width:
-                seen.wide.append(size)
-        for event, listener in listeners.items():
-            tab.remove_listener(event, listener)
-        report[name] = seen
-    context.close()
+        for mode, options in MODES.items():
+            tab.emulate_media(color_scheme=mode)
+            tab.wait_for_function(
+                "m => document.documentElement.dataset.theme === m", arg=mode
+            )
+            tab.evaluate("document.fonts.ready")
+            tab.evaluate(MARK_TWINS)
+            for found in axe_finds(tab, no_contrast_of=TWIN, **options):
+                targets = [node["target"] for node in found["nodes"]]
+                seen.axe.append((mode, found["id"], targets[:3]))
+        wide = tab.evaluate("document.documentElement.scrollWidth")
+    seen.beyond = max(0, wide - width)  # the edge, in pixels
+    return seen
+
+
+@pytest.fixture(scope="session")
+def visits(browser, site, visited):
+    """What a browser reports of each page on a wide and a narrow screen."""
+    report = {}
+    for size, (width, height) in SIZES.items():
+        context = browser.new_context(
+            reduced_motion="reduce", viewport={"width": width, "height": height}
+        )
+        tab = context.new_page()
+        for name in visited:
+            report[name, size] = visit(tab, site + name, width)
+        context.close()
     return report
 
 
@@ -514,12 +560,12 @@ def test_nothing_is_requested_from_another_host(visits, site):
 
 
 def test_no_page_is_wider_than_the_screen(visits):
-    wide = {page: seen.wide for page, seen in visits.items() if seen.wide}
-    assert wide == {}
+    beyond = {page: seen.beyond for page, seen in visits.items()}
+    assert {page: pixels for page, pixels in beyond.items() if pixels} == {}
 
 
 def test_a_page_of_text_weighs_less_than_250_kB(visits, book, site):
-    urls = set(visits["book/bibliography.html"].urls)
+    urls = set(visits["book/bibliography.html", "desktop"].urls)
     files = [book / urlsplit(url).path.lstrip("/") for url in urls]
     weights = {
         file.name: len(gzip.compress(file.read_bytes())) for file in files

@@ -6,8 +6,6 @@ and loads nothing.
 
 import json
 import re
-import tomllib
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +13,15 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from browsers import missing
+from browsers import (
+    BAD_NAMES,
+    INSERT,
+    PAGE,
+    Figures,
+    ids_in,
+    is_in_the_wheel,
+    on_phone,
+)
 
 from vit_lessons.explorer import ALPHABET, AttentionExplorer, attention_explorer
 from vit_lessons.procedural import make_shapes
@@ -23,11 +29,6 @@ from vit_lessons.procedural import make_shapes
 mpl.use("agg")  # opens no windows
 ROOT = Path(__file__).parents[1]
 FILES = ("explorer.css", "explorer.html", "explorer.js")
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>A page</title>
-<style>html {{ color-scheme: {scheme} }}</style></head>
-<body><main><h1>A page</h1><figure>Another figure</figure>
-{body}<p>The end.</p></main></body></html>"""
 
 
 def attention(*shape, seed=0):
@@ -114,7 +115,7 @@ def test_nothing_changes_for_the_notebook():
 
 
 def test_every_id_begins_with_the_name():
-    ids = re.findall(r'\sid="([^"]*)"', explorer(name="mine").html)
+    ids = ids_in(explorer(name="mine").html)
     assert ids[0] == "mine"
     assert all(re.fullmatch(r"mine(-\w+)?", one) for one in ids)
     assert len(set(ids)) == len(ids)
@@ -140,11 +141,7 @@ def test_weights_that_were_rounded_are_taken():
 
 
 def test_a_wheel_holds_the_three_files():
-    text = (ROOT / "pyproject.toml").read_text("utf-8")
-    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]
-    for name in FILES:
-        assert (ROOT / "vit_lessons" / name).is_file()
-        assert any(fnmatch(name, one) for one in patterns["vit_lessons"])
+    assert all(is_in_the_wheel(name) for name in FILES)
 
 
 def with_number(value, tensor):
@@ -193,7 +190,7 @@ def with_number(value, tensor):
         ("description must not be empty, got ' '", {"description": " "}),
         *(
             (f"name must .*{re.escape(repr(name))}", {"name": name})
-            for name in ("", "1st", "a b", 'a"', "a<b", "é", "a\n")
+            for name in BAD_NAMES
         ),
     ],
 )
@@ -207,37 +204,10 @@ def test_what_does_not_fit_is_refused(message, arguments):
 usual = cache(explorer)  # its picture takes a while to draw
 
 
-class Shown:
-    """Explorers on a page, and what a reader sees of the first."""
-
-    def __init__(self, tab):
-        self.tab = tab
-
-    def show(self, *explorers, scheme="light"):
-        self.tab.mouse.move(0, 0)
-        body = "<p>and</p>".join(one.html for one in explorers)
-        self.tab.set_content(PAGE.format(scheme=scheme, body=body))
-
-    def find(self, selector):
-        return self.tab.locator(selector).first
-
+class Shown(Figures):
     @property
     def text(self):
         return self.find(".now").inner_text().replace("\u00a0", " ")
-
-    @property
-    def colors(self):
-        pixels = self.find("canvas").evaluate(
-            """(canvas) => {
-                const { width, height } = canvas;
-                const options = { willReadFrequently: true };
-                const copy = new OffscreenCanvas(width, height);
-                const pen = copy.getContext("2d", options);
-                pen.drawImage(canvas, 0, 0);
-                return [...pen.getImageData(0, 0, width, height).data];
-            }"""
-        )
-        return [tuple(pixels[i : i + 4]) for i in range(0, len(pixels), 4)]
 
     def place(self, n, grid=GRID):
         """The middle of a patch, in pixels of the screen."""
@@ -258,45 +228,6 @@ class Shown:
         ]
         y, x = (int(m * n) for m, n in zip(middle, grid, strict=True))
         return y * grid[1] + x
-
-
-@pytest.fixture(scope="module")
-def desktop(browser):
-    context = browser.new_context(
-        reduced_motion="reduce", viewport={"width": 900, "height": 700}
-    )
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture(scope="module")
-def phone(browser):
-    context = browser.new_context(
-        has_touch=True, is_mobile=True, viewport={"width": 320, "height": 500}
-    )
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture(params=["desktop"])
-def page(request):
-    """A page that says nothing and loads nothing."""
-    tab = request.getfixturevalue(request.param)
-    heard = []
-    listeners = {
-        "console": lambda message: heard.append(message.text),
-        "pageerror": lambda error: heard.append(str(error)),
-        "request": lambda request: heard.append(request.url),
-    }
-    for event, listener in listeners.items():
-        tab.on(event, listener)
-    yield Shown(tab)
-    for event, listener in listeners.items():
-        tab.remove_listener(event, listener)
-    assert [one for one in heard if not one.startswith("data:")] == []
-
-
-on_phone = pytest.mark.parametrize("page", ["phone"], indirect=True)
 
 
 def percent(share):
@@ -554,18 +485,6 @@ def test_two_explorers_do_not_disturb_each_other(page):
     assert (page.framed(), page.text, page.colors) == (7, text, colors)
 
 
-INSERT = """(html) => {
-    const output = document.createElement("div");
-    output.innerHTML = html;
-    document.querySelector("main").append(output);
-    for (const old of output.querySelectorAll("script")) {
-        const script = document.createElement("script");
-        script.textContent = old.textContent;
-        old.replaceWith(script);
-    }
-}"""
-
-
 def test_it_works_where_a_notebook_inserts_it_even_twice(page):
     page.tab.set_content(PAGE.format(scheme="light", body=""))
     known = page.tab.evaluate("Object.keys(window)")
@@ -624,14 +543,8 @@ def test_without_scripts_the_picture_of_the_start_is_seen(browser):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(page, scheme):
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ImportError:
-        missing("axe-playwright-python")
-    options = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
     page.show(usual(), usual(name="two"), scheme=scheme)
-    found = Axe().run(page.tab, options=options).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    assert page.faults == []
 
 
 @on_phone

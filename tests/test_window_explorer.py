@@ -6,15 +6,22 @@ and loads nothing.
 
 import json
 import re
-import tomllib
-from fnmatch import fnmatch
 from itertools import product
 from math import hypot
 from pathlib import Path
 
 import pytest
 import torch
-from browsers import missing
+from browsers import (
+    BAD_NAMES,
+    INSERT,
+    PAGE,
+    Figures,
+    ids_in,
+    is_in_the_wheel,
+    on_both,
+    on_phone,
+)
 
 from vit_lessons.plotting import PALETTE
 from vit_lessons.swin_windows import WindowAttention, shift_mask
@@ -22,11 +29,6 @@ from vit_lessons.window_explorer import WindowExplorer, window_explorer
 
 ROOT = Path(__file__).parents[1] / "vit_lessons"
 FILES = [f"window_explorer.{kind}" for kind in ("css", "html", "js")]
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>A page</title>
-<style>html {{ color-scheme: {scheme}; background: Canvas }}</style></head>
-<body><main><h1>A page</h1><figure>Another figure</figure>
-{body}<p>The end.</p></main></body></html>"""
 SIZES = [
     (8, 4, 2),
     (8, 4, (2, 0)),
@@ -356,7 +358,7 @@ def test_the_same_input_gives_the_same_bytes():
 
 def test_every_id_begins_with_the_name():
     html = window_explorer(name="mine").html
-    ids = re.findall(r'\sid="([^"]*)"', html)
+    ids = ids_in(html)
     assert ids[0] == "mine"
     assert all(re.fullmatch(r"mine(-\w+)?", one) for one in ids)
     assert len(set(ids)) == len(ids)
@@ -375,11 +377,7 @@ def test_a_notebook_shows_the_html_and_compares_a_fixed_text():
 
 
 def test_a_wheel_holds_the_three_files():
-    text = (ROOT.parent / "pyproject.toml").read_text("utf-8")
-    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]
-    for name in FILES:
-        assert (ROOT / name).is_file()
-        assert any(fnmatch(name, one) for one in patterns["vit_lessons"])
+    assert all(is_in_the_wheel(name) for name in FILES)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +397,7 @@ def test_a_wheel_holds_the_three_files():
         ("description must not be empty, got ' '", {"description": " "}),
         *(
             (f"name must .*{re.escape(repr(name))}", {"name": name})
-            for name in ("", "1st", "a b", 'a"', "a<b", "é", "a\n")
+            for name in BAD_NAMES
         ),
     ],
 )
@@ -411,20 +409,11 @@ def test_what_does_not_fit_is_refused(message, arguments):
 # --- In a browser ----------------------------------------------------------
 
 
-class Shown:
-    """Explorers on a page, and what a reader sees of the first."""
-
-    def __init__(self, tab):
-        self.tab = tab
-
+class Shown(Figures):
     def show(self, *explorers, scheme="light", step=None):
-        body = "<p>and</p>".join(one.html for one in explorers)
-        self.tab.set_content(PAGE.format(scheme=scheme, body=body))
+        super().show(*explorers, scheme=scheme)
         if step:
             self.go(step)
-
-    def find(self, selector):
-        return self.tab.locator(selector).first
 
     def go(self, title):
         options = self.tab.locator("figure select").first.locator("option")
@@ -467,48 +456,6 @@ class Shown:
             round((box["x"] - stage["x"]) / box["width"]),
         )
 
-
-@pytest.fixture(scope="module")
-def desktop(browser):
-    context = browser.new_context(
-        reduced_motion="reduce", viewport={"width": 900, "height": 700}
-    )
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture(scope="module")
-def phone(browser):
-    context = browser.new_context(
-        has_touch=True,
-        is_mobile=True,
-        reduced_motion="reduce",
-        viewport={"width": 320, "height": 500},
-    )
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture(params=["desktop"])
-def page(request):
-    """A page that says nothing and loads nothing."""
-    tab = request.getfixturevalue(request.param)
-    heard = []
-    listeners = {
-        "console": lambda message: heard.append(message.text),
-        "pageerror": lambda error: heard.append(str(error)),
-        "request": lambda request: heard.append(request.url),
-    }
-    for event, listener in listeners.items():
-        tab.on(event, listener)
-    yield Shown(tab)
-    for event, listener in listeners.items():
-        tab.remove_listener(event, listener)
-    assert heard == []
-
-
-on_phone = pytest.mark.parametrize("page", ["phone"], indirect=True)
-on_both = pytest.mark.parametrize("page", ["desktop", "phone"], indirect=True)
 
 # Clicks every token, and returns what is said and marked then.
 EVERY_TOKEN = """(map) => [...map.children].flatMap((cell) => {
@@ -611,19 +558,6 @@ def test_the_key_explains_what_can_be_seen(page):
 BLUE, RED = ((*bytes.fromhex(PALETTE[i][1:]), 255) for i in (0, 1))
 
 
-def pixels(page):
-    data = page.find("canvas").evaluate(
-        """(canvas) => {
-            const { width, height } = canvas;
-            const copy = new OffscreenCanvas(width, height);
-            const pen = copy.getContext("2d", { willReadFrequently: true });
-            pen.drawImage(canvas, 0, 0);
-            return [...pen.getImageData(0, 0, width, height).data];
-        }"""
-    )
-    return [tuple(data[i : i + 4]) for i in range(0, len(data), 4)]
-
-
 @pytest.mark.parametrize("sizes", [(8, 4, 2), ((5, 6), 4, (3, 1))], ids=str)
 def test_the_picture_of_the_pairs_is_the_mask_of_the_window(page, sizes):
     truth = Truth(*sizes)
@@ -637,9 +571,9 @@ def test_the_picture_of_the_pairs_is_the_mask_of_the_window(page, sizes):
         allowed = (mask[y // m1 * across + x // m2] == 0).flatten().tolist()
         page.find("input").uncheck()
         clear = (0, 0, 0, 0)
-        assert pixels(page) == [BLUE if may else clear for may in allowed]
+        assert page.colors == [BLUE if may else clear for may in allowed]
         page.find("input").check()
-        assert pixels(page) == [BLUE if may else RED for may in allowed]
+        assert page.colors == [BLUE if may else RED for may in allowed]
         frame = page.find(".one").bounding_box()
         canvas = page.find("canvas").bounding_box()
         middle = frame["y"] + frame["height"] / 2 - canvas["y"]
@@ -649,7 +583,7 @@ def test_the_picture_of_the_pairs_is_the_mask_of_the_window(page, sizes):
 
 def test_all_pairs_of_an_irregular_window_see_each_other(page):
     page.show(window_explorer(query=2), step="Shifted windows")
-    assert pixels(page) == [BLUE] * 8**2  # of 2 x 4 tokens
+    assert page.colors == [BLUE] * 8**2  # of 2 x 4 tokens
 
 
 def test_buttons_go_on_and_back_and_stop_at_the_ends(page):
@@ -804,18 +738,6 @@ def test_two_explorers_do_not_disturb_each_other(page):
     assert page.tab.locator("#one .view").inner_html() == one
 
 
-INSERT = """(html) => {
-    const output = document.createElement("div");
-    output.innerHTML = html;
-    document.querySelector("main").append(output);
-    for (const old of output.querySelectorAll("script")) {
-        const script = document.createElement("script");
-        script.textContent = old.textContent;
-        old.replaceWith(script);
-    }
-}"""
-
-
 def test_it_works_where_a_notebook_inserts_it_even_twice(page):
     page.tab.set_content(PAGE.format(scheme="light", body=""))
     known = page.tab.evaluate("Object.keys(window)")
@@ -912,15 +834,9 @@ def test_a_description_is_text(page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("title", ["Usual windows", "Mask"])
 def test_axe_finds_nothing(page, scheme, title):
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ImportError:
-        missing("axe-playwright-python")
-    options = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
     explorers = window_explorer(7), window_explorer(7, name="two")
     page.show(*explorers, scheme=scheme, step=title)
-    found = Axe().run(page.tab, options=options).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    assert page.faults == []
 
 
 def rgba(text):

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import matplotlib as mpl
@@ -26,6 +21,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vit_lessons._html_figure import HtmlFigure, check_texts, fill_template
 from vit_lessons.patch_embedding import as_pair
 from vit_lessons.plotting import show_attention
 
@@ -38,21 +34,12 @@ MOST_PATCHES = 64**2  # two characters count them
 TOLERANCE = 1e-2  # of a sum in bfloat16
 
 
-@dataclass(frozen=True, repr=False)
-class AttentionExplorer:
+class AttentionExplorer(HtmlFigure):
     """What attention_explorer returns: a notebook shows it as a figure.
 
     Args:
         html: The figure, one element that needs nothing else.
     """
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return "AttentionExplorer(...)"  # the same for all, for nbval
 
 
 def attention_explorer(
@@ -98,7 +85,8 @@ def attention_explorer(
             patch number, name is no id, or description is empty.
     """
     gh, gw = as_pair("grid_size", grid_size)
-    _check_settings(gh * gw, num_prefix_tokens, name, query, description)
+    _check_settings(gh * gw, num_prefix_tokens, query)
+    check_texts(name, description)
     images = _checked_images(images)
     tokens = num_prefix_tokens + gh * gw
     layers = _checked_weights(weights, len(images), tokens)
@@ -124,7 +112,7 @@ def attention_explorer(
             for i in range(len(images))
         ],
     }
-    html = _fill_template(
+    html = _filled(
         data,
         name=name,
         description=escape(description),
@@ -136,24 +124,15 @@ def attention_explorer(
     return AttentionExplorer(html)
 
 
-def _check_settings(
-    patches: int, prefix: int, name: str, query: int | None, description: str
-) -> None:
+def _check_settings(patches: int, prefix: int, query: int | None) -> None:
     if patches > MOST_PATCHES:
         raise ValueError(
             f"grid_size must hold at most {MOST_PATCHES} patches, got {patches}"
         )
     if prefix < 0:
         raise ValueError(f"num_prefix_tokens must be at least 0, got {prefix}")
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-        raise ValueError(
-            "name must be a letter, then letters, digits, - and _ only, got "
-            f"{name!r}"
-        )
     if query is not None and not 0 <= query < patches:
         raise ValueError(f"query must be in 0..{patches - 1}, got {query}")
-    if not description.strip():
-        raise ValueError(f"description must not be empty, got {description!r}")
 
 
 def _checked_images(images: Tensor) -> Tensor:
@@ -272,20 +251,15 @@ def _static_picture(
     return colors.quantize(256, method=PIL.Image.Quantize.MAXCOVERAGE)
 
 
-def _fill_template(data: dict[str, Any], **texts: str | int) -> str:
-    """Put the data, the other two files and the texts into explorer.html."""
-    html, css, js = (
-        Path(__file__).with_suffix(suffix).read_text("utf-8").strip()
-        for suffix in (".html", ".css", ".js")
-    )
+def _filled(data: dict[str, Any], **texts: str | int) -> str:
+    """Put the data and the texts, and what follows from them, in the HTML."""
     rows, columns = data["grid"]
     prefix = data["prefix"]
     tokens = ["class token", *(f"token {t + 1}" for t in range(1, prefix))]
-    return Template(html).substitute(
-        texts,
-        css=css,
-        js=js,
-        data=json.dumps(data, separators=(",", ":")),
+    return fill_template(
+        __file__,
+        data,
+        **texts,
         rows=rows,
         columns=columns,
         images=_options(len(data["images"])),

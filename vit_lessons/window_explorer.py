@@ -6,18 +6,14 @@ window_explorer.css, window_explorer.js and the data.
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit_lessons._html_figure import HtmlFigure, check_texts, fill_template
 from vit_lessons.patch_embedding import as_pair
 from vit_lessons.swin_windows import (
     as_shift,
@@ -84,21 +80,12 @@ STEPS = (
 )
 
 
-@dataclass(frozen=True, repr=False)
-class WindowExplorer:
+class WindowExplorer(HtmlFigure):
     """What window_explorer returns: a notebook shows it as a figure.
 
     Args:
         html: The figure, one element that needs nothing else.
     """
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return "WindowExplorer(...)"  # the same for all, for nbval
 
 
 def window_explorer(
@@ -136,7 +123,8 @@ def window_explorer(
     grid = as_pair("grid_size", grid_size)
     window = as_pair("window_size", window_size)
     shift = as_shift(shift_size, window)
-    _check_settings(grid, window, name, query, description)
+    _check_settings(grid, window, query)
+    check_texts(name, description)
     number = torch.arange(1, grid[0] * grid[1] + 1).view(1, *grid, 1)
     number = pad_to_windows(number, window)[0, ..., 0] - 1  # -1 is padding
     sides = zip(shift, window, number.shape, strict=True)
@@ -150,15 +138,11 @@ def window_explorer(
         "columns": number.shape[1],
         "query": int((number.flatten() == query).nonzero()),
     }
-    return WindowExplorer(_fill_template(data, name, escape(description)))
+    return WindowExplorer(_filled(data, name, escape(description)))
 
 
 def _check_settings(
-    grid: tuple[int, int],
-    window: tuple[int, int],
-    name: str,
-    query: int | None,
-    description: str,
+    grid: tuple[int, int], window: tuple[int, int], query: int | None
 ) -> None:
     gh, gw = (g + -g % m for g, m in zip(grid, window, strict=True))
     if max(gh, gw) > LARGEST:
@@ -169,13 +153,6 @@ def _check_settings(
     last = grid[0] * grid[1] - 1
     if query is not None and not 0 <= query <= last:
         raise ValueError(f"query must be in 0..{last}, got {query}")
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-        raise ValueError(
-            "name must be a letter, then letters, digits, - and _ only, got "
-            f"{name!r}"
-        )
-    if not description.strip():
-        raise ValueError(f"description must not be empty, got {description!r}")
 
 
 def _tables(
@@ -291,12 +268,8 @@ def _borders(groups: Tensor, places: Tensor) -> str:
     return path
 
 
-def _fill_template(data: dict[str, Any], name: str, description: str) -> str:
-    """Put data, texts and the other two files into window_explorer.html."""
-    html, css, js = (
-        Path(__file__).with_suffix(suffix).read_text("utf-8").strip()
-        for suffix in (".html", ".css", ".js")
-    )
+def _filled(data: dict[str, Any], name: str, description: str) -> str:
+    """Put the data and the texts, and what follows from them, in the HTML."""
     tables, steps, query = data["tables"], data["steps"], data["query"]
     titles = [step["title"] for step in steps]
     start = titles.index("Mask") if "Mask" in titles else len(titles) - 1
@@ -304,10 +277,9 @@ def _fill_template(data: dict[str, Any], name: str, description: str) -> str:
     cells = _cells(data, steps[start])
     seen = [n for n, s in zip(number, sees, strict=True) if s == sees[query]]
     seen = ", ".join(str(n) for n in seen if n >= 0)
-    return Template(html).substitute(
-        css=css,
-        js=js,
-        data=json.dumps(data, separators=(",", ":")),
+    return fill_template(
+        __file__,
+        data,
         name=name,
         description=description,
         text=f"{steps[start]['text']} Token {number[query]} sees {seen}.",

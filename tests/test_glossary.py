@@ -40,8 +40,8 @@ def root(tmp_path) -> Path:
 def linked(root: Path, *paragraphs: nodes.Node) -> list[str]:
     """The words that become links, as `word -> anchor`."""
     document = nodes.section("", *paragraphs)
-    waiting = glossary.terms_to_link(root)
-    glossary.link_all(document, waiting, "glossary.html")
+    terms = glossary.terms_by_form(root)
+    glossary.link_all(document, terms, "glossary.html")
     return [
         f"{link.astext()} -> {link['refuri'].partition('#')[2]}"
         for link in document.findall(nodes.reference)
@@ -82,6 +82,11 @@ def test_the_longer_term_comes_first(root):
         "class token -> term-class-token",
         "token -> term-token",
     ]
+
+
+def test_a_part_of_a_longer_term_is_no_use(root):
+    words = linked(root, paragraph("A class token, and a class token again."))
+    assert words == ["class token -> term-class-token"]
 
 
 def test_a_term_may_go_over_the_end_of_a_line(root):
@@ -144,6 +149,7 @@ def test_every_term_of_the_book_has_chinese_characters_or_is_a_name():
 NAMES = {
     "BERT",
     "CutMix",
+    "JAX",
     "MixUp",
     "RandAugment",
     "Swin Transformer",

@@ -6,7 +6,7 @@ or from what is commonly said, and says how it stands:
     - id: cnn-ahead-on-few-images       # a slug that never changes
       pages: [09_inductive_bias]        # who states it; the first lists it
       claim: One sentence that can be understood alone.
-      verdict: quoted | measured | refuted
+      verdict: quoted | measured | unseen | refuted
       cite: dosovitskiy2021             # a key of references.bib
       place: section 4.3, figure 4      # where it stands there
       source: published tutorials       # instead of cite and place
@@ -38,9 +38,16 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 VERDICTS = {
-    "quoted": "stands in the source, and was not measured here",
-    "measured": "we measured it, often in miniature, and our result agrees",
-    "refuted": "we measured it, often in miniature, and found something else",
+    "quoted": ("quoted", "stands in the source, and was not measured here"),
+    "measured": (
+        "measured",
+        "we measured it, often in miniature: our result agrees, or is our own",
+    ),
+    "unseen": (
+        "not seen here",
+        "our miniature does not show what the source found at its own scale",
+    ),
+    "refuted": ("refuted", "a sentence that our cell shows to be wrong"),
 }
 PAGES = {
     "paper": "The paper in one sitting",
@@ -106,7 +113,7 @@ def read_claim(root: Path, where: str, entry: object) -> Claim:
         require(claim.cite or claim.source, "needs a citation or a source")
     if claim.verdict != "quoted":
         require(claim.cell, "needs the cell that shows what we measured")
-    if claim.verdict == "refuted":
+    if claim.verdict in ("unseen", "refuted"):
         require(claim.here, "must say what we measured (here)")
     if claim.cell:
         find_cell(root, claim.cell)
@@ -141,6 +148,11 @@ def load_claims(root: Path) -> list[Claim]:
     return read_file(root, path.stat().st_mtime_ns)
 
 
+def mark(verdict: str) -> str:
+    """Return a verdict as a mark, in Markdown."""
+    return f"[{VERDICTS[verdict][0]}]{{.verdict .{verdict}}}"
+
+
 class Ledger(SphinxDirective):
     """All claims, a section for each page."""
 
@@ -165,8 +177,7 @@ class Ledger(SphinxDirective):
 
     def entry(self, claim: Claim) -> nodes.container:
         """Return a claim with its verdict and its links."""
-        lines = [f"[{claim.verdict}]{{.verdict .{claim.verdict}}} "]
-        lines[0] += claim.claim.strip()
+        lines = [f"{mark(claim.verdict)} {claim.claim.strip()}"]
         if claim.here:
             lines += ["", f"Here: {claim.here.strip()}"]
         entry = nodes.container(
@@ -232,9 +243,8 @@ class ClaimsCount(SphinxDirective):
         self.env.note_dependency(str(root / "book" / "claims.yml"))
         count = Counter(claim.verdict for claim in load_claims(root))
         rows = ["| Verdict | What it means | Claims |", "|:-|:-|-:|"]
-        for verdict, meaning in VERDICTS.items():
-            mark = f"[{verdict}]{{.verdict .{verdict}}}"
-            rows.append(f"| {mark} | {meaning} | {count[verdict]} |")
+        for verdict, (_, meaning) in VERDICTS.items():
+            rows.append(f"| {mark(verdict)} | {meaning} | {count[verdict]} |")
         return self.parse_text_to_nodes("\n".join(rows))
 
 

@@ -5,7 +5,7 @@ book/glossary.yml lists the terms:
     - term: class token
       chinese: 类别标记
       forms: [class tokens]      # other forms of the word in the text
-      chapter: "02"              # the chapter that explains it, or: paper
+      chapter: "02"              # optional: what explains it, or: paper
       definition: One to three sentences in Markdown.
       see: [token]               # optional: other entries
       link: false                # optional: no links from the chapters
@@ -34,7 +34,8 @@ from sphinx.util.osutil import relative_uri
 from sphinx.writers.html5 import HTML5Translator
 
 PAGE = "book/glossary"
-EXPLAINED = {"paper": "[the paper in one sitting](/book/paper.md)"}
+LINKED_PAGES = ("book/paper", "book/choosing_a_model")
+EXPLAINED = {"paper": '"[The paper in one sitting](/book/paper.md)"'}
 NOT_LINKED = (
     nodes.title,
     nodes.literal,
@@ -53,7 +54,7 @@ class Term(NamedTuple):
     term: str
     chinese: str
     definition: str
-    chapter: str
+    chapter: str = ""
     forms: Sequence[str] = ()
     see: Sequence[str] = ()
     link: bool = True
@@ -100,7 +101,8 @@ def load_glossary(root: Path) -> list[Term]:
     return read_file(path, path.stat().st_mtime_ns)
 
 
-def pattern(forms: list[str]) -> re.Pattern:
+@cache
+def pattern(forms: tuple[str, ...]) -> re.Pattern:
     """Match any of the forms as whole words, the longest first."""
     words = sorted(forms, key=len, reverse=True)
     union = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in words)
@@ -119,7 +121,9 @@ class GlossaryTerms(SphinxDirective):
         items = nodes.definition_list(classes=["glossary"])
         for term in terms:
             place = EXPLAINED.get(term.chapter, f"chapter {term.chapter}")
-            text = f"{term.definition.strip()} Explained in {place}."
+            text = term.definition.strip()
+            if term.chapter:
+                text += f" Explained in {place}."
             body = self.parse_text_to_nodes(link_mentions(text, pages))
             if term.see:
                 body.append(self.see_also(term, anchors))
@@ -141,35 +145,37 @@ class GlossaryTerms(SphinxDirective):
         return line
 
 
-def terms_to_link(root: Path) -> dict[str, Term]:
-    """Return the terms that wait for their first use, by each form."""
+def terms_by_form(root: Path) -> dict[str, Term]:
+    """Return the terms by each of their forms, in small letters."""
     return {
         form.lower(): term
         for term in load_glossary(root)
         for form in (term.term, *term.forms)
-        if term.link
     }
 
 
 def link_first_uses(app: Sphinx, doctree: nodes.document) -> None:
     """Make the first use of each term in a chapter a link."""
     docname = app.env.docname
-    if chapter_number(docname) is None or PAGE not in app.env.found_docs:
+    if chapter_number(docname) is None and docname not in LINKED_PAGES:
+        return
+    if PAGE not in app.env.found_docs:
         return
     app.env.note_dependency(f"{app.srcdir}/book/glossary.yml")
     target = relative_uri(
         app.builder.get_target_uri(docname), app.builder.get_target_uri(PAGE)
     )
-    link_all(doctree, terms_to_link(Path(app.srcdir)), target)
+    link_all(doctree, terms_by_form(Path(app.srcdir)), target)
 
 
 def link_all(
-    doctree: nodes.Element, waiting: dict[str, Term], target: str
+    doctree: nodes.Element, terms: dict[str, Term], target: str
 ) -> None:
-    """Link the terms that wait, in all prose of a page."""
+    """Link the first use of each term in the prose of a page."""
+    linked: set[str] = set()
     for text in [*doctree.findall(nodes.Text)]:
-        if waiting and is_prose(text):
-            text.parent.replace(text, link_terms(text, waiting, target))
+        if is_prose(text):
+            text.parent.replace(text, link_terms(text, terms, linked, target))
 
 
 def is_prose(text: nodes.Text) -> bool:
@@ -184,37 +190,39 @@ def is_prose(text: nodes.Text) -> bool:
 
 
 def link_terms(
-    text: nodes.Text, waiting: dict[str, Term], target: str
+    text: nodes.Text, terms: dict[str, Term], linked: set[str], target: str
 ) -> list[nodes.Node]:
-    """Link the terms that wait for their first use, and let them wait no more.
+    """Link the terms that are used for the first time.
+
+    The longest term wins, so that "batch norm" is never the first use of
+    "batch", even where "batch norm" itself has been linked before.
 
     Args:
         text: A piece of prose.
-        waiting: The terms not used so far, by each of their forms.
+        terms: All terms, by each of their forms.
+        linked: The terms that have been linked before; those linked here
+            are added.
         target: Address of the glossary.
 
     Returns:
         The text, cut into pieces of text and links.
     """
     parts, end, words = [], 0, text.astext()
-    while waiting:
-        match = pattern([*waiting]).search(words, end)
-        if match is None:
-            break
-        term = waiting[re.sub(r"\s+", " ", match[0].lower())]
-        for form in (term.term, *term.forms):
-            waiting.pop(form.lower(), None)
-        parts.append(nodes.Text(words[end : match.start()]))
-        parts.append(
-            nodes.reference(
-                "",
-                match[0],
-                refuri=f"{target}#{term.anchor}",
-                internal=True,
-                classes=["glossary-term"],
+    for match in pattern(tuple(terms)).finditer(words):
+        term = terms[re.sub(r"\s+", " ", match[0].lower())]
+        if term.link and term.term not in linked:
+            linked.add(term.term)
+            parts.append(nodes.Text(words[end : match.start()]))
+            parts.append(
+                nodes.reference(
+                    "",
+                    match[0],
+                    refuri=f"{target}#{term.anchor}",
+                    internal=True,
+                    classes=["glossary-term"],
+                )
             )
-        )
-        end = match.end()
+            end = match.end()
     return [*parts, nodes.Text(words[end:])]
 
 

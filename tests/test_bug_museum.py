@@ -2884,7 +2884,7 @@ def tokens_behind_a_norm() -> list[str]:
 
 
 def leaks_of_a_padded_map(shifted):
-    # wrong: only zeros come around here
+    # wrong: rolled tokens meet only zeros
     return leaks(shifted, (7, 10), 4, 3)
 
 

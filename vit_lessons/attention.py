@@ -52,8 +52,9 @@ def scaled_dot_product_attention(
 class MultiHeadSelfAttention(nn.Module):
     """Self-attention over N tokens by h heads side by side.
 
-    Each head compares all pairs of tokens: time grows as N^2, and so does
-    memory wherever the weights are stored.
+    The projections take time that grows as N. Each head compares all pairs
+    of tokens, which takes time that grows as N^2, and so does memory
+    wherever the weights are stored.
 
     Args:
         dim: Token width D, in features. A multiple of num_heads.

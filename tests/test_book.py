@@ -473,6 +473,13 @@ def test_the_ledger_shows_every_claim_with_its_links(soups):
         assert all(any(name in link for link in links) for name in stated)
 
 
+def test_a_chapter_leads_to_its_claims(soups, chapters):
+    for page in chapters:
+        links = [link["href"] for link in soups[page].select("article a")]
+        anchor = f"#claims-{Path(page).stem.replace('_', '-')}"
+        assert f"../book/claims.html{anchor}" in links
+
+
 def test_the_glossary_shows_both_languages(soups):
     text = (ROOT / "book" / "glossary.yml").read_text(encoding="utf-8")
     shown = {

@@ -16,11 +16,13 @@ or from what is commonly said, and says how it stands:
 
 `cite` and `place` may be lists of equal length. The directive
 `claims-ledger` shows the entries by page, `claims-of` those of one verdict
-as a list of links, `claims-count` how many there are of each verdict.
+as a list of links, `claims-count` how many there are of each verdict. Each
+chapter ends with a link to its entries.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +38,7 @@ from repository import repository
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.osutil import relative_uri
 
 VERDICTS = {
     "quoted": ("quoted", "stands in the source, and was not measured here"),
@@ -248,7 +251,33 @@ class ClaimsCount(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(rows))
 
 
+def link_to_ledger(app: Sphinx, docname: str, source: list[str]) -> None:
+    """End each chapter, before its recall cards, with a link to its claims."""
+    stem = docname.removeprefix("notebooks/")
+    claims = load_claims(Path(app.srcdir))
+    if not any(claim.pages[0] == stem for claim in claims):
+        return
+    page = app.builder.get_target_uri(docname)
+    address = relative_uri(page, app.builder.get_target_uri("book/claims"))
+    address += f"#{nodes.make_id(f'claims-{stem}')}"
+    text = (
+        f'<a class="reference internal" href="{address}">The ledger of '
+        "claims</a> says what this chapter measures and what it quotes."
+    )
+    notebook = json.loads(source[0])
+    notebook["cells"].append(
+        {
+            "cell_type": "markdown",
+            "id": "ledger",
+            "metadata": {},
+            "source": text,
+        }
+    )
+    source[0] = json.dumps(notebook)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("source-read", link_to_ledger, priority=400)
     app.add_directive("claims-ledger", Ledger)
     app.add_directive("claims-of", ClaimsOf)
     app.add_directive("claims-count", ClaimsCount)

@@ -52,16 +52,13 @@ def is_empty(function: object, name: str = "") -> bool:
 
 
 def is_empty_class(candidate: type) -> bool:
-    """Are all methods that a class adds to nn.Module and to ours stubs?"""
-    bases = [
-        base
-        for base in candidate.__mro__
-        if base not in PLAIN and not base.__module__.startswith("vit_lessons.")
-    ]
-    methods = [m for base in bases for m in vars(base).values() if callable(m)]
-    return bool(bases) and all(
-        is_empty(method, candidate.__name__) for method in methods
-    )
+    """Are all methods stubs that a class adds to nn.Module, or to ours?"""
+    others = [base for base in candidate.__mro__ if base not in PLAIN]
+    own = [b for b in others if not b.__module__.startswith("vit_lessons.")]
+    methods = [m for base in own for m in vars(base).values() if callable(m)]
+    if own != others and not methods:
+        return False  # all that it does, it has from a class of ours
+    return all(is_empty(method, candidate.__name__) for method in methods)
 
 
 def kind(thing: object) -> str:

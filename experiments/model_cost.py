@@ -7,6 +7,9 @@ hold no numbers while they are counted, so this takes seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torchvision
 from runner import record
@@ -24,7 +27,7 @@ from vit_lessons import (
 CNNS = ("resnet50", "convnext_tiny", "efficientnet_b0")
 
 
-def multiply_adds(function, image: Tensor) -> int:
+def multiply_adds(function: Callable[[Tensor], Any], image: Tensor) -> int:
     # The counter does not see into a fused kernel: run the plain one.
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter, sdpa_kernel(SDPBackend.MATH):

@@ -44,9 +44,11 @@ def listening(tab, **listeners):
     """Call each listener at the event of its name."""
     for event, listener in listeners.items():
         tab.on(event, listener)
-    yield
-    for event, listener in listeners.items():
-        tab.remove_listener(event, listener)
+    try:
+        yield
+    finally:
+        for event, listener in listeners.items():
+            tab.remove_listener(event, listener)
 
 
 RUN_AXE = """([options, twins]) => {

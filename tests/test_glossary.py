@@ -7,6 +7,7 @@ import pytest
 glossary = pytest.importorskip("glossary")
 errors = pytest.importorskip("sphinx.errors")
 nodes = pytest.importorskip("docutils.nodes")
+addnodes = pytest.importorskip("sphinx.addnodes")
 
 ROOT = Path(__file__).parents[1]
 GOOD = """
@@ -18,7 +19,18 @@ GOOD = """
 """
 BAD = {
     "no Chinese": ("- {term: a, chapter: '01', definition: b}", "chinese"),
-    "unknown key": (f"{GOOD}- {{term: a, hint: b}}", "hint"),
+    "unknown key": (
+        f"{GOOD}- {{term: a, chinese: 甲, definition: b, hint: c}}",
+        "unexpected keyword argument 'hint'",
+    ),
+    "forms is a word": (
+        "- {term: a, chinese: 甲, definition: b, forms: as}",
+        "a: forms is no list",
+    ),
+    "no such chapter": (
+        "- {term: a, chinese: 甲, definition: b, chapter: '99'}",
+        "a: no chapter '99'",
+    ),
     "two entries": (
         f"{GOOD}- {{term: Tokens, chinese: 词, chapter: '01', definition: b}}",
         "'Tokens' is in two entries",
@@ -115,6 +127,9 @@ def test_an_ambiguous_word_is_not_linked(root):
                 nodes.literal("", "token"),
                 nodes.math("", "token"),
                 nodes.reference("", "token", refuri="x"),
+                addnodes.pending_xref("", nodes.inline("", "token")),
+                nodes.raw("", "token", format="html"),
+                nodes.math_block("", "token"),
             )
         ),
     ],

@@ -14,11 +14,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import sync_notebooks
-import yaml
+from ledger import NO_MEASUREMENT, NUMBER, UNIT, claimed_numbers, numbers
 
 ROOT = sync_notebooks.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LEDGER = ROOT / "book" / "claims.yml"
 SECTIONS = [
     "What you will learn",
     "What goes wrong",
@@ -33,17 +32,6 @@ LOCAL_PATH = re.compile(
     r"|[A-Z]:\\\\|site-packages|ipykernel_\d"
 )
 TWO_SENTENCES = re.compile(r"[a-z)`*$][.!?] +[A-Z]")
-NO_MEASUREMENT = re.compile(
-    r"`[^`]*`|\$[^$]*\$|CC BY 2\.0|\]\([^)]*\)"
-    r"|(?:[Ss]ections?|appendix) [\w.]+(?:(?:, | and | to )\d[\w.]*)*"
-)
-UNITS = r"(?: ?%| percent| points| times| million| billion| epochs)"
-NUMBER = re.compile(
-    r"(?<![\w.])\d[\d,]*\.\d+"  # 0.67
-    r"|(?<![\w.])\d{1,3}(?:,\d{3})+"  # 1,234
-    rf"|\d[\d.,]*(?={UNITS})"
-)
-UNIT = re.compile(UNITS)
 MYST = re.compile(r"^\s*(?:```|:::+) *\{|\{[\w:-]+\}`", re.MULTILINE)
 
 
@@ -175,22 +163,6 @@ def numbers_are_printed_or_claimed(notebook, claimed=frozenset()):
             with_unit = UNIT.match(prose, match.end())
             if match[0] not in known | (set() if with_unit else in_code):
                 yield f"{match[0]} is neither printed nor claimed: {line}"
-
-
-def numbers(text):
-    """Return the numbers of a text, as they are written."""
-    return set(re.findall(r"\d[\d,]*\.\d+|\d+(?:,\d{3})*", text))
-
-
-def claimed_numbers(stem):
-    """Return the numbers in the claims of a chapter (book/claims.yml)."""
-    return frozenset().union(
-        *(
-            numbers(claim["claim"])
-            for claim in yaml.safe_load(LEDGER.read_text("utf-8"))
-            if stem in claim["pages"]
-        )
-    )
 
 
 def markdown_is_plain(notebook):

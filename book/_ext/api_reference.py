@@ -115,7 +115,8 @@ def link_to_cell(app: Sphinx, name: str) -> list[str]:
         if module == f"vit_lessons.{module_of(stem)}":
             reference = find_definition(root, stem, member)
             title = f"Chapter {stem[:2]} defines it"
-            return ["", f":cell:`{title} <{reference}>`.", ""]
+            if reference is not None:
+                return ["", f":cell:`{title} <{reference}>`.", ""]
     return []
 
 

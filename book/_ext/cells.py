@@ -66,7 +66,9 @@ def find_definition(root: Path, stem: str, name: str) -> str | None:
     path = root / "notebooks" / f"{stem}.ipynb"
     if not path.is_file():
         return None
-    start = re.compile(rf"^(?:(?:class|def) {name}[(:]|{name}\b.*=)", re.M)
+    start = re.compile(
+        rf"^(?:(?:class|def) {name}[(:]|{name}(?:: [^=\n]+)? =(?!=))", re.M
+    )
     for text in code_cells(path, path.stat().st_mtime_ns).values():
         if match := start.search(text):
             return f"{stem}: {match[0]}"

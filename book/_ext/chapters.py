@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,16 @@ MENTION = re.compile(
 )
 
 
+@cache
+def read_plan(path: Path, changed: int) -> list[dict[str, Any]]:
+    """Read the file once for each time it changes."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def load_plan(root: Path) -> list[dict[str, Any]]:
     """Read the planned chapters: stem, title, question and more of each."""
-    text = (root / "book" / "chapters.yml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    path = root / "book" / "chapters.yml"
+    return read_plan(path, path.stat().st_mtime_ns)
 
 
 def module_of(stem: str) -> str:

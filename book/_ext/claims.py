@@ -9,7 +9,7 @@ or from what is commonly said, and says how it stands:
       verdict: quoted | measured | unseen | refuted
       cite: dosovitskiy2021             # a key of references.bib
       place: section 4.3, figure 4      # where it stands there
-      source: published tutorials       # instead of cite and place
+      source: published tutorials       # beside or instead of these two
       cell: "09_inductive_bias: words"  # see cells.py
       record: data_size                 # vit_lessons/recorded/data_size.json
       here: One sentence with what our cell shows.
@@ -32,12 +32,13 @@ from typing import NamedTuple
 
 import yaml
 from cells import find_cell
+from chapter_numbers import chapter_number
 from chapters import load_plan
 from docutils import nodes
 from repository import repository
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import ReferenceRole, SphinxDirective
 from sphinx.util.osutil import relative_uri
 
 VERDICTS = {
@@ -57,6 +58,12 @@ PAGES = {
     "choosing_a_model": "Choosing a model",
     "bug_museum": "The bug museum",
 }
+
+
+LEDGER = """
+{{ledger}}`The ledger of claims <{stem}>` says what this chapter measures and \
+what it quotes.
+"""
 
 
 class Claim(NamedTuple):
@@ -162,6 +169,7 @@ class Ledger(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         self.env.note_dependency(str(root / "book" / "claims.yml"))
+        self.env.note_dependency(str(root / "book" / "chapters.yml"))
         titles = {
             chapter["stem"]: f"{int(chapter['stem'][:2])}. {chapter['title']}"
             for chapter in load_plan(root)
@@ -217,7 +225,7 @@ class Ledger(SphinxDirective):
         return f"[chapter {name[:2]}](/notebooks/{name}.ipynb)"
 
 
-class ClaimsOf(Ledger):
+class ClaimsOf(SphinxDirective):
     """The claims of one verdict, as a list of links."""
 
     required_arguments = 1
@@ -225,10 +233,12 @@ class ClaimsOf(Ledger):
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         self.env.note_dependency(str(root / "book" / "claims.yml"))
+        if self.arguments[0] not in VERDICTS:
+            raise self.error(f"the verdict must be one of {[*VERDICTS]}")
         items = nodes.bullet_list(bullet="-")
         for claim in load_claims(root):
             if claim.verdict == self.arguments[0]:
-                (text,) = self.parse_text_to_nodes(claim.claim.strip())
+                text = self.parse_text_to_nodes(claim.claim.strip())[0]
                 anchor = nodes.make_id(f"claim-{claim.id}")
                 link = nodes.reference(
                     "", "What we found", refid=anchor, internal=True
@@ -251,32 +261,41 @@ class ClaimsCount(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(rows))
 
 
+class LedgerRole(ReferenceRole):
+    """A link to the claims of a chapter."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        self.env.note_dependency(f"{self.env.srcdir}/book/claims.yml")
+        builder = self.env.app.builder
+        page = builder.get_target_uri(self.env.docname)
+        address = relative_uri(page, builder.get_target_uri("book/claims"))
+        address += f"#{nodes.make_id(f'claims-{self.target}')}"
+        link = nodes.reference("", self.title, refuri=address, internal=True)
+        return [link], []
+
+
 def link_to_ledger(app: Sphinx, docname: str, source: list[str]) -> None:
     """End each chapter, before its recall cards, with a link to its claims."""
+    if chapter_number(docname) is None:
+        return
     stem = docname.removeprefix("notebooks/")
     claims = load_claims(Path(app.srcdir))
     if not any(claim.pages[0] == stem for claim in claims):
         return
-    page = app.builder.get_target_uri(docname)
-    address = relative_uri(page, app.builder.get_target_uri("book/claims"))
-    address += f"#{nodes.make_id(f'claims-{stem}')}"
-    text = (
-        f'<a class="reference internal" href="{address}">The ledger of '
-        "claims</a> says what this chapter measures and what it quotes."
-    )
     notebook = json.loads(source[0])
     notebook["cells"].append(
         {
             "cell_type": "markdown",
             "id": "ledger",
             "metadata": {},
-            "source": text,
+            "source": LEDGER.format(stem=stem),
         }
     )
     source[0] = json.dumps(notebook)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_role("ledger", LedgerRole())
     app.connect("source-read", link_to_ledger, priority=400)
     app.add_directive("claims-ledger", Ledger)
     app.add_directive("claims-of", ClaimsOf)

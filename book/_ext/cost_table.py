@@ -39,12 +39,13 @@ class CostTable(SphinxDirective):
         }
         rows = []
         for line in self.content:
-            name, model, *published = map(str.strip, line.split("|"))
-            if model not in counted or len(published) != 3:
+            cells = [cell.strip() for cell in line.split("|")]
+            if len(cells) != 5 or cells[1] not in counted:
                 raise self.error(
                     f"a row must be NAME | one of {[*counted]} | ACCURACY | "
                     f"DATA | SOURCE, got {line!r}"
                 )
+            name, model, *published = cells
             millions = counted[model]["parameters"] / 1e6
             billions = counted[model]["multiply_adds"] / 1e9
             cells = [name, f"{millions:.1f}", f"{billions:.1f}", *published]

@@ -1,4 +1,4 @@
-"""Show the glossary, and link the first use of its terms in each chapter.
+"""Show the glossary, and link the first use of its terms on a page.
 
 book/glossary.yml lists the terms:
 
@@ -11,8 +11,8 @@ book/glossary.yml lists the terms:
       link: false                # optional: no links from the chapters
 
 The directive `glossary-terms` shows all of them in the order of the
-alphabet. In a chapter the first use of each term becomes a link, outside of
-headings, code, formulas and other links.
+alphabet. In each chapter and in LINKED_PAGES the first use of each term becomes
+a link, outside of headings, code, formulas and other links.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import yaml
 from chapter_numbers import chapter_number
 from chapters import link_mentions, other_pages
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
@@ -37,14 +38,12 @@ PAGE = "book/glossary"
 LINKED_PAGES = ("book/paper", "book/choosing_a_model")
 EXPLAINED = {"paper": '"[The paper in one sitting](/book/paper.md)"'}
 NOT_LINKED = (
-    nodes.title,
     nodes.literal,
-    nodes.literal_block,
     nodes.math,
     nodes.math_block,
-    nodes.reference,
     nodes.raw,
-    nodes.comment,
+    nodes.reference,
+    addnodes.pending_xref,  # a link that is not yet resolved
 )
 
 
@@ -77,6 +76,12 @@ def read_file(path: Path, changed: int) -> list[Term]:
             term = Term(**entry)
         except TypeError as error:
             raise ExtensionError(f"{path.name}: {entry}: {error}") from None
+        if not isinstance(term.forms, list | tuple):
+            raise ExtensionError(f"{path.name}: {term.term}: forms is no list")
+        if not re.fullmatch(r"(?:0[1-9]|1[0-7]|paper)?", str(term.chapter)):
+            raise ExtensionError(
+                f"{path.name}: {term.term}: no chapter {term.chapter!r}"
+            )
         for form in (term.term, *term.forms):
             owner = owners.setdefault(form.lower(), term)
             if owner is not term:
@@ -115,6 +120,7 @@ class GlossaryTerms(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         self.env.note_dependency(str(root / "book" / "glossary.yml"))
+        self.env.note_dependency(str(root / "book" / "chapters.yml"))
         terms = load_glossary(root)
         anchors = {term.term: term.anchor for term in terms}
         pages = other_pages(self.env.app, "")

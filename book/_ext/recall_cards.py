@@ -40,6 +40,7 @@ class RecallCards(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         chapters = load_cards(root)
+        self.env.note_dependency(str(root / "book" / "chapters.yml"))
         for stem in chapters:
             self.env.note_dependency(str(root / f"book/recall/{stem}.yml"))
         if self.arguments:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from chapter_numbers import chapter_number
 from docutils import nodes
+from nbformat.v4 import new_markdown_cell
 from repository import repository
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -126,14 +127,9 @@ def add_to_page(app: Sphinx, docname: str, source: list[str]) -> None:
             cell["source"] = f"{title}\n{links(app, stem)}\n{rest}"
             break
     if Path(app.srcdir, "book", "recall", f"{stem}.yml").is_file():
-        notebook["cells"].append(
-            {
-                "cell_type": "markdown",
-                "id": "recall-cards",
-                "metadata": {},
-                "source": CARDS.format(stem=stem),
-            }
-        )
+        text = CARDS.format(stem=stem)
+        cell = new_markdown_cell(text, id="recall-cards")
+        notebook["cells"].append(cell)
     source[0] = json.dumps(notebook)
 
 

@@ -35,6 +35,7 @@ from cells import find_cell
 from chapter_numbers import chapter_number
 from chapters import load_plan
 from docutils import nodes
+from nbformat.v4 import new_markdown_cell
 from repository import repository
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
@@ -283,14 +284,8 @@ def link_to_ledger(app: Sphinx, docname: str, source: list[str]) -> None:
     if not any(claim.pages[0] == stem for claim in claims):
         return
     notebook = json.loads(source[0])
-    notebook["cells"].append(
-        {
-            "cell_type": "markdown",
-            "id": "ledger",
-            "metadata": {},
-            "source": LEDGER.format(stem=stem),
-        }
-    )
+    cell = new_markdown_cell(LEDGER.format(stem=stem), id="ledger")
+    notebook["cells"].append(cell)
     source[0] = json.dumps(notebook)
 
 

@@ -61,4 +61,4 @@ def run(*, seed: int, model: str) -> dict[str, int]:
 CONFIGURATIONS = [{"model": name} for name in (*list_models(), *CNNS)]
 
 if __name__ == "__main__":
-    record(__file__, run, CONFIGURATIONS, quick=(CONFIGURATIONS, {}), seeds=1)
+    record(__file__, run, CONFIGURATIONS, quick=(CONFIGURATIONS, {}))

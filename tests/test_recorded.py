@@ -23,8 +23,6 @@ SCRIPTS = sorted(
     for path in (ROOT / "experiments").glob("*.py")
     if "record(" in path.read_text("utf-8") and path.stem != "runner"
 )
-# What is counted is the same for each seed.
-COUNTED = {"model_cost"}
 # What a script measures, if it is not accuracy.
 MEASURED = {"model_cost": "multiply_adds", "swin_cost": "milliseconds"}
 RECORD = recorded.Record(
@@ -66,8 +64,7 @@ def faults(record):
         seeds.setdefault(key(run), []).append(run["seed"])
     if not seeds or any(s != list(range(len(s))) for s in seeds.values()):
         yield "a seed is missing"
-    least = 1 if record.name in COUNTED else 5
-    if any(len(s) < least for s in seeds.values()):
+    if any(len(s) < 5 for s in seeds.values()):
         yield "fewer than five seeds"
 
 
@@ -247,14 +244,11 @@ def test_uncommitted_code_is_not_recorded(project):
     assert not (project / "vit_lessons/recorded/small.json").exists()
 
 
-def test_a_record_is_shown_by_some_chapter_or_page():
+def test_a_record_is_shown_by_some_chapter():
     shown = "\n".join(
         cell.source
         for path in (ROOT / "notebooks").glob("*.ipynb")
         for cell in nbformat.read(path, as_version=4).cells
     )
-    page = (ROOT / "book" / "choosing_a_model.md").read_text("utf-8")
     for name in NAMES:
-        assert f'recorded.load("{name}")' in shown or (
-            name == "model_cost" and "```{cost-table}" in page
-        )
+        assert f'recorded.load("{name}")' in shown
